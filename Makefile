@@ -1,0 +1,46 @@
+# make install | test | demo | bench | lint | doctor | clean
+# Each target works alone on a fresh clone with Python >= 3.11 and a C++ compiler.
+
+PYTHON ?= python3
+VENV   ?= .venv
+SIZE   ?= 2336x1750
+BIN    := $(VENV)/bin
+
+# The backend looks for DeepSpeed's operators in the same folder when this is unset.
+export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
+# ninja comes with the packages
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: install test demo bench lint doctor clean
+
+install: $(VENV)/packages.stamp $(TORCH_EXTENSIONS_DIR)/built.stamp
+
+$(VENV)/packages.stamp: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "error: Python >= 3.11 is needed; make install PYTHON=python3.11")'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# Built ahead because DeepSpeed would compile inside the first run, and hang for ever on the lock of a killed build.
+$(TORCH_EXTENSIONS_DIR)/built.stamp: $(VENV)/packages.stamp cpikan_hr/training/operators.py
+	$(BIN)/python -m cpikan_hr.training.operators
+	touch $@
+
+test: install
+	$(BIN)/python -m pytest
+
+demo: install
+	$(BIN)/python -m cpikan_hr.demo --size $(SIZE)
+
+bench: install
+	$(BIN)/python benchmarks/jets.py
+	$(BIN)/python benchmarks/memory.py
+
+lint: install
+	$(BIN)/ruff check --select E,F,W,I,B,UP --line-length 120 .
+
+doctor: install
+	$(BIN)/python -m cpikan_hr.doctor
+
+clean:
+	rm -rf $(VENV) .cache build *.egg-info .pytest_cache .hypothesis .ruff_cache

@@ -1,0 +1,239 @@
+"""A stack of phase-shifted interferograms: what `stack.yaml` says about the frames, and the frames, window by window.
+
+Invariants
+* Frames are ordered wavelength-major: frame j * K + k has wavelength j and phase step k, and obeys
+  I_jk = A_j + B_j cos(4 pi h / lambda_j + delta_jk).
+* All frames have one size and one dtype; only the windows asked for are read.
+* Every pixel handed out was checked: finite, and not above 2**bit_depth - 1 in integer frames.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cpikan_hr.data.source import Source, count_pages, open_source
+from cpikan_hr.errors import UserError
+
+STACK_FILE = "stack.yaml"
+MIN_STEPS = 3  # background, modulation and phase: three unknowns per wavelength
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Circle(BaseModel):
+    """A circular aperture: centre row, centre column and radius in pixels."""
+
+    model_config = ConfigDict(extra="forbid")
+    circle: tuple[Finite, Finite, Positive]
+
+
+class StackFile(BaseModel):
+    """The keys of `stack.yaml`. File names are relative to the folder it stands in."""
+
+    model_config = ConfigDict(extra="forbid")
+    frames: str | list[str] = Field(description="glob, list of files, or one multi-page TIFF, .npy or Zarr array")
+    wavelengths_um: list[Positive] = Field(min_length=1, description="one per wavelength, in the order of the frames")
+    phase_steps_rad: list[list[Finite]] | list[Finite] | None = Field(
+        None, description="one list for all wavelengths, a list of lists with one per wavelength, or null: unknown"
+    )
+    pixel_pitch_um: Positive = Field(description="side of a pixel on the object")
+    mask: str | Circle | None = Field(None, description="picture, nonzero = valid; or {circle: [row, column, radius]}")
+    height_range_um: tuple[Finite, Finite] | None = Field(None, description="lowest and highest height that can occur")
+    bit_depth: int = Field(8, description="bits of a grey value, 1 to 16")
+    channel: int | None = Field(None, ge=0, le=2, description="which channel of colour frames to use")
+    reference: str | None = Field(None, description="map of the true height in nm, where it is known")
+
+
+@dataclass(frozen=True)
+class Stack:
+    """J wavelengths x K phase steps of frames [H, W]; see the module's docstring for their order and model."""
+
+    wavelengths_um: list[float]
+    phase_steps_rad: np.ndarray | None  # [J, K]
+    pixel_pitch_um: float
+    height_range_um: tuple[float, float] | None
+    bit_depth: int
+    shape: tuple[int, int]
+    frame_names: list[str]
+    reference: Path | None  # true height in nm
+    path: Path
+    _frames: Sequence[Source] = field(repr=False)
+    _channel: int = field(repr=False)
+    _mask: Source | Circle | None = field(repr=False)
+
+    @property
+    def J(self) -> int:  # noqa: N802 (the letter of the formula)
+        return len(self.wavelengths_um)
+
+    @property
+    def K(self) -> int:  # noqa: N802
+        return len(self._frames) // self.J
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._frames[0].dtype
+
+    def read(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        """Frames [J, K, y1 - y0, x1 - x0] in their native dtype. UserError: damaged file, NaN/Inf, values too large."""
+        out = np.empty((len(self._frames), y1 - y0, x1 - x0), self.dtype)
+        for target, frame in zip(out, self._frames, strict=True):
+            target[...] = frame.read(y0, y1, x0, x1)[..., self._channel]
+            self._check_values(frame, target, y0, x0)
+        return out.reshape(self.J, self.K, y1 - y0, x1 - x0)
+
+    def mask(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        """Validity [y1 - y0, x1 - x0], bool; all True without a mask."""
+        if self._mask is None:
+            return np.ones((y1 - y0, x1 - x0), bool)
+        if isinstance(self._mask, Circle):
+            row, column, radius = self._mask.circle
+            y, x = np.arange(y0, y1)[:, None] + 0.5 - row, np.arange(x0, x1) + 0.5 - column
+            return y * y + x * x <= radius * radius
+        return self._mask.read(y0, y1, x0, x1).any(axis=-1)
+
+    def _check_values(self, frame: Source, window: np.ndarray, y0: int, x0: int) -> None:
+        if window.dtype.kind == "f":
+            if np.isfinite(window.sum()):  # one pass; a NaN or Inf anywhere reaches the sum
+                return
+            bad, what = ~np.isfinite(window), "not a finite number"
+        else:
+            top = 2**self.bit_depth - 1
+            if top >= np.iinfo(window.dtype).max or window.max() <= top:
+                return
+            bad, what = window > top, f"above 2**{self.bit_depth} - 1 (bit_depth in {self.path})"
+        if bad.any():
+            i, j = (int(v) for v in np.argwhere(bad)[0])
+            raise UserError(f"{frame.name}: pixel ({y0 + i}, {x0 + j}) is {window[i, j]}: {what}; mend the frame")
+
+
+def open_stack(path: str | os.PathLike) -> Stack:
+    """Opens the stack described by the folder `path` that holds `stack.yaml`, or by the yaml file itself.
+
+    UserError: file or frames missing, unknown or wrong key, frames that do not fit together, fewer than three steps.
+    """
+    path = Path(path)
+    path = path / STACK_FILE if path.is_dir() else path
+    given = _read_yaml(path)
+    if not 1 <= given.bit_depth <= 16:
+        raise UserError(f"{path}: bit_depth: unsupported bit depth {given.bit_depth}; grey values have 1 to 16 bits")
+    if given.height_range_um and not given.height_range_um[0] < given.height_range_um[1]:
+        raise UserError(f"{path}: height_range_um: {list(given.height_range_um)} is empty; write [lowest, highest]")
+    frames = _open_frames(path, given.frames)
+    steps = _phase_steps(path, given, len(frames))
+    first = frames[0]
+    for frame in frames[1:]:
+        if frame.shape != first.shape or frame.dtype != first.dtype:
+            raise UserError(
+                f"{frame.name}: {frame.shape} {frame.dtype}, but {first.name} has {first.shape} {first.dtype}; "
+                "frames of one stack have one size and type"
+            )
+    if first.dtype.kind == "u" and given.bit_depth > 8 * first.dtype.itemsize:
+        raise UserError(f"{path}: bit_depth: {given.bit_depth}, but the frames hold {8 * first.dtype.itemsize} bits")
+    channel = given.channel or 0
+    if first.shape[2] > 1 and given.channel is None:
+        raise UserError(f"{path}: channel: the frames have {first.shape[2]} channels; set it to 0, 1 or 2")
+    if channel >= first.shape[2]:
+        raise UserError(f"{path}: channel: {channel}, but the frames have {first.shape[2]}; leave it out for grey")
+    reference = path.parent / given.reference if given.reference else None
+    if reference and not reference.exists():
+        raise UserError(f"{path}: reference: {reference}: no such file; check the name or leave the key out")
+    return Stack(
+        wavelengths_um=given.wavelengths_um, phase_steps_rad=steps, pixel_pitch_um=given.pixel_pitch_um,
+        height_range_um=given.height_range_um, bit_depth=given.bit_depth, shape=first.shape[:2],
+        frame_names=[frame.name for frame in frames], reference=reference, path=path,
+        _frames=frames, _channel=channel, _mask=_open_mask(path, given.mask, first.shape[:2]),
+    )  # fmt: skip
+
+
+def _read_yaml(path: Path) -> StackFile:
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; a stack is a folder with a {STACK_FILE} that describes it") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as text ({error}); name a {STACK_FILE} or its folder") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no `key: value` lines; see the description of {STACK_FILE}")
+    known = list(StackFile.model_fields)
+    for key in content:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1, cutoff=0)[0]
+            raise UserError(f"{path}: unknown key {key!r}; did you mean {near!r}?")
+    try:
+        return StackFile.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = first["loc"][0]
+        says = StackFile.model_fields[key].description
+        raise UserError(f"{path}: {key}: {first['msg']}" + (f"; expected: {says}" if says else "")) from None
+
+
+def _open_frames(yaml_path: Path, frames: str | list[str]) -> list[Source]:
+    """The frames that names and globs stand for: globs in natural order, names as listed, pages of a file in order."""
+    opened: list[Source] = []
+    for item in [frames] if isinstance(frames, str) else frames:
+        pattern = yaml_path.parent / item  # an absolute item replaces the folder
+        if pattern.exists():
+            found = [pattern]
+        elif any(c in item for c in "*?["):
+            anchor = Path(pattern.anchor) if pattern.is_absolute() else Path()
+            found = sorted(anchor.glob(str(pattern.relative_to(anchor))), key=_natural)
+        else:
+            raise UserError(f"{pattern}: no such frame; check `frames` in {yaml_path}")
+        if not found:
+            raise UserError(f"{yaml_path}: frames: no file matches {pattern}; check the folder and the pattern")
+        for file in found:
+            pages = count_pages(file)
+            opened += [open_source(file, page if pages > 1 else None) for page in range(pages)]
+    return opened
+
+
+def _natural(path: Path) -> list:
+    """Sort key under which frame_2 comes before frame_10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))]
+
+
+def _phase_steps(path: Path, given: StackFile, frames: int) -> np.ndarray | None:
+    """Phase steps [J, K], with the number of frames checked against them; None where they are unknown."""
+    wavelengths = len(given.wavelengths_um)
+    steps = given.phase_steps_rad
+    if steps is None:
+        per_wavelength = frames / wavelengths
+        if frames % wavelengths:
+            raise UserError(f"{path}: frames: {frames} frames cannot be shared among {wavelengths} wavelengths evenly")
+    else:
+        rows = steps if steps and isinstance(steps[0], list) else [steps] * wavelengths
+        if len(rows) != wavelengths:
+            raise UserError(f"{path}: phase_steps_rad: {len(rows)} lists for {wavelengths} wavelengths; write one each")
+        if len({len(row) for row in rows}) > 1:
+            raise UserError(f"{path}: phase_steps_rad: lists of different length; every wavelength has the same number")
+        steps, per_wavelength = np.array(rows, np.float64), len(rows[0])
+    if per_wavelength < MIN_STEPS:
+        raise UserError(f"{path}: too few phase steps: {per_wavelength:g} per wavelength; at least {MIN_STEPS} needed")
+    if frames != per_wavelength * wavelengths:
+        raise UserError(
+            f"{path}: frames: {frames} frames found, but {wavelengths} wavelengths x {per_wavelength} phase steps "
+            f"= {wavelengths * per_wavelength}; check `frames`, `wavelengths_um` and `phase_steps_rad`"
+        )
+    return steps
+
+
+def _open_mask(path: Path, mask: str | Circle | None, shape: tuple[int, int]) -> Source | Circle | None:
+    if not isinstance(mask, str):
+        return mask
+    source = open_source(path.parent / mask)
+    if source.shape[:2] != shape:
+        raise UserError(f"{source.name}: the mask is {source.shape[:2]}, the frames are {shape}; give it their size")
+    return source

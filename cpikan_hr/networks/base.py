@@ -1,0 +1,96 @@
+"""The interface of every network: one module holds the networks of all tiles of a level, batched.
+
+Invariants:
+* every parameter has a leading dimension `tiles`; tile k reads only its own slice;
+* a network maps the jet of its local coordinates to the jet of its output, `[t, R, P, in] -> [t, R, P, out]`;
+* a parameter is read in training only inside `forward` of the module that owns it, because ZeRO-3 and FSDP gather
+  parameters module by module;
+* the output is linear in the parameters of the last (or only) layer: `value == features @ solution` after
+  `set_last(tiles, solution)`. That is what the closed-form start and the tile-wise solvers rely on.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from ..jets import Jet, full_precision, linear
+
+
+def select(parameter: Tensor, tiles: Tensor | None) -> Tensor:
+    """Rows `tiles` of a `[tiles, ...]` tensor; all of them, uncopied, where `tiles` is None."""
+    return parameter if tiles is None else parameter.index_select(0, tiles)
+
+
+def assign(parameter: Tensor, tiles: Tensor | None, values: Tensor) -> None:
+    """Writes `values` `[t, ...]` into rows `tiles` (None: all) of a parameter or buffer, without gradient."""
+    with torch.no_grad():
+        if tiles is None:
+            parameter.copy_(values)
+        else:
+            parameter.index_copy_(0, tiles, values.to(parameter))
+
+
+class TiledNetwork(nn.Module, ABC):
+    """Base class. `tiles`: how many networks are batched; `in_features`, `out_features`: channels of each."""
+
+    def __init__(self, tiles: int, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.tiles, self.in_features, self.out_features = tiles, in_features, out_features
+
+    @abstractmethod
+    def forward(self, jet: Jet, tiles: Tensor | None = None) -> Jet:
+        """`jet.rows` `[t, R, P, in]` to `[t, R, P, out]`. `tiles`: LongTensor `[t]`, which tiles' parameters to use,
+        or None for all in order."""
+
+    @abstractmethod
+    def features(self, points: Tensor, tiles: Tensor | None = None) -> Tensor:
+        """What multiplies the last layer's parameters: local coordinates `[t, P, in]` to `[t, P, K]`; column 0 is the
+        constant 1."""
+
+    @abstractmethod
+    def set_last(self, tiles: Tensor | None, solution: Tensor) -> None:
+        """Writes the last layer of `tiles` (None: all) so that `value == features @ solution`; `[t, K, out]`."""
+
+    @abstractmethod
+    def zero_last(self) -> None:
+        """Sets the last layer to zero: a fresh level then adds nothing to the levels above it."""
+
+
+class TiledLinear(nn.Module):
+    """u W + b per tile: `weight` `[tiles, in, out]` and `bias` `[tiles, out]`, both uniform in +-bound.
+
+    `weight_bound`, `bias_bound`: half-widths of the uniform initialisation (0: zeros).
+    """
+
+    def __init__(
+        self,
+        tiles: int,
+        in_features: int,
+        out_features: int,
+        weight_bound: float,
+        bias_bound: float,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(tiles, in_features, out_features))
+        self.bias = nn.Parameter(torch.empty(tiles, out_features))
+        nn.init.uniform_(self.weight, -weight_bound, weight_bound, generator=generator)
+        nn.init.uniform_(self.bias, -bias_bound, bias_bound, generator=generator)
+
+    def forward(self, jet: Jet, tiles: Tensor | None = None) -> Jet:
+        """`[t, R, P, in] -> [t, R, P, out]`; derivatives never run in reduced precision."""
+        with full_precision(jet.order):
+            # parameters may be stored in bf16; the precision of the GEMM is that of the rows, or autocast's
+            weight, bias = (select(p, tiles).to(jet.rows.dtype) for p in (self.weight, self.bias))
+            return linear(jet, weight, bias)
+
+    def zero(self) -> None:
+        """Sets weight and bias to zero."""
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def assign(self, tiles: Tensor | None, solution: Tensor) -> None:
+        """Writes `solution` `[t, 1 + in, out]`: row 0 is the bias, the others the weight."""
+        assign(self.bias, tiles, solution[:, 0])
+        assign(self.weight, tiles, solution[:, 1:])

@@ -1,0 +1,14 @@
+"""What is known and what is asked: the loss terms, metrics and classical answer of each kind of problem."""
+
+from cpikan_hr.problems.base import Problem, Target
+from cpikan_hr.problems.image import Image
+from cpikan_hr.problems.interferometry import Interferometry
+from cpikan_hr.recipe import ImageProblem, Recipe
+
+__all__ = ["Image", "Interferometry", "Problem", "Target", "build_problem"]
+
+
+def build_problem(recipe: Recipe) -> Problem:
+    """Opens the recipe's data; raises UserError where it cannot be used."""
+    options = recipe.problem
+    return Image(options) if isinstance(options, ImageProblem) else Interferometry(options)

@@ -1,0 +1,44 @@
+"""A picture as a field: u(x, y) is the sample value, in units of the file (0..255 for 8-bit pictures)."""
+
+import math
+
+import numpy as np
+from torch import Tensor
+
+from cpikan_hr.data.orientation import Oriented
+from cpikan_hr.data.source import open_source
+from cpikan_hr.jets import Jet
+from cpikan_hr.problems.base import Problem, Target, smoothness
+from cpikan_hr.recipe import ImageProblem
+
+
+class Image(Problem):
+    """Mean squared error of the samples, over the squared full range of the format."""
+
+    def __init__(self, options: ImageProblem):
+        self.options = options
+        self.source = Oriented(open_source(options.path), options.rotate, options.flip)
+        height, width, self.channels = self.source.shape
+        self.shape = (height, width)
+        self.unit = "grey levels" if self.source.dtype.kind == "u" else "1"
+        self.order = "laplacian" if options.laplacian else "value"
+        # Pictures of floats have no full range of their own: 1 by convention.
+        self.full_range = float(np.iinfo(self.source.dtype).max) if self.source.dtype.kind == "u" else 1.0
+
+    def target(self, y0: int, y1: int, x0: int, x1: int, stride: int = 1) -> Target:
+        values = self.source.read(y0, y1, x0, x1)[::stride, ::stride].astype(np.float32)
+        return Target(values, np.ones(values.shape[:2], np.float32), None)
+
+    def samples(self, y0, y1, x0, x1, iy, ix) -> dict[str, np.ndarray]:
+        window = self.source.read(y0, y1, x0, x1)
+        return {"values": window[iy - y0, ix - x0].astype(np.float32)}
+
+    def loss(self, jet: Jet, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        error = ((jet.value - batch["values"]) / self.full_range).square().mean(-1)
+        return error + smoothness(jet, self.options.laplacian / self.full_range**2), error
+
+    def figure(self, mean_squared_error: float) -> tuple[str, float]:
+        return "psnr_db", -10 * math.log10(max(mean_squared_error, 1e-20))
+
+    def reference(self):
+        return self.source

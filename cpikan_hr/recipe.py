@@ -1,0 +1,300 @@
+"""The recipe: every option of a run, typed once. YAML, command line and `docs/recipes.md` come from these classes.
+
+Invariant: a recipe that loads is complete and of the right types; everything else is one `UserError` line that names
+the key, the file and the nearest key that exists. This file imports nothing of the program but its errors, so that
+every layer may name these types.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cpikan_hr.errors import UserError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+# ---------------------------------------------------------------- problems
+
+
+class ImageProblem(Section):
+    """A neural field of a picture: loss is the mean squared error of the samples."""
+
+    kind: Literal["image"] = "image"
+    path: str = Field(description="picture file: PNG, JPEG, TIFF, BMP, npy or Zarr; any size")
+    rotate: Literal[0, 90, 180, 270] = Field(0, description="turn the picture counter-clockwise by so many degrees")
+    flip: Literal["none", "rows", "columns"] = Field("none", description="mirror after turning")
+    laplacian: float = Field(0.0, ge=0, description="weight of the mean squared Laplacian (px^-2), a smoothness prior")
+
+
+class InterferometryProblem(Section):
+    """Height from phase-shifted frames: I = A + B cos(4 pi h / lambda + delta), A and B eliminated per pixel."""
+
+    kind: Literal["interferometry"] = "interferometry"
+    stack: str = Field(description="folder that holds stack.yaml, or the file itself")
+    rotate: Literal[0, 90, 180, 270] = Field(0, description="turn the frames counter-clockwise by so many degrees")
+    flip: Literal["none", "rows", "columns"] = Field("none", description="mirror after turning")
+    noise: float = Field(2.0, gt=0, description="standard deviation of one frame's noise in grey levels")
+    quality: float = Field(0.0, ge=0, le=1, description="pixels whose classical decode has a lower quality are left out")
+    laplacian: float = Field(0.0, ge=0, description="weight of the mean squared Laplacian (nm px^-2), a smoothness prior")
+    remove_offset: bool = Field(False, description="evaluate after removing the mean difference (heights known up to a constant)")
+
+
+Problem = Annotated[ImageProblem | InterferometryProblem, Field(discriminator="kind")]
+
+# ---------------------------------------------------------------- field
+
+InputMap = Literal["tanh", "identity", "sine"]
+
+
+class CPIKANNetwork(Section):
+    """Scaled-cPIKAN: Chebyshev-KAN layers on local coordinates in [-1, 1]."""
+
+    kind: Literal["cpikan"] = "cpikan"
+    hidden: list[int] = Field([8, 8], description="widths of the hidden layers")
+    degree: int = Field(5, ge=1, le=64, description="highest Chebyshev degree of every layer")
+    input_map: InputMap = Field("tanh", description="what brings a layer's input into [-1, 1]")
+    first_input_map: InputMap = Field("tanh", description="the same for the first layer, whose input is scaled already")
+    layer_norm: bool = Field(False, description="LayerNorm after each hidden layer")
+    init: Literal["xavier_normal", "chebykan", "moments"] = Field(
+        "xavier_normal", description="published Xavier normal, ChebyKAN's, or Glorot-like from the basis' second moments"
+    )
+
+
+class SIRENNetwork(Section):
+    """Sine network (Sitzmann et al. 2020)."""
+
+    kind: Literal["siren"] = "siren"
+    hidden: list[int] = Field([64, 64], description="widths of the hidden layers")
+    first_omega: float = Field(30.0, gt=0, description="frequency of the first layer")
+    hidden_omega: float = Field(30.0, gt=0, description="frequency of the other layers")
+
+
+class FourierMLPNetwork(Section):
+    """MLP on NeRF positional encoding (Mildenhall et al. 2020)."""
+
+    kind: Literal["fourier_mlp"] = "fourier_mlp"
+    hidden: list[int] = Field([64, 64], description="widths of the hidden layers")
+    bands: int = Field(6, ge=0, le=24, description="octaves of the encoding, 2^k pi")
+    activation: Literal["tanh", "silu", "gelu"] = Field("silu", description="activation of the hidden layers")
+
+
+class Chebyshev2DNetwork(Section):
+    """Linear tensor-product Chebyshev expansion; with `input_map: sine` the cosine basis."""
+
+    kind: Literal["chebyshev2d"] = "chebyshev2d"
+    degree: int = Field(7, ge=0, le=127, description="highest degree per axis")
+    input_map: Literal["identity", "sine"] = Field("sine", description="sine: orthogonal on pixels; identity: polynomials")
+    terms: int | None = Field(None, ge=1, description="coefficients kept per tile and channel (null: all)")
+
+
+Network = Annotated[
+    CPIKANNetwork | SIRENNetwork | FourierMLPNetwork | Chebyshev2DNetwork, Field(discriminator="kind")
+]
+
+
+class LevelOptions(Section):
+    """One level: equal tiles that cover the domain, one network each."""
+
+    tile: int | None = Field(None, ge=2, description="tile stride in px (give this or `grid`)")
+    grid: tuple[int, int] | None = Field(None, description="number of tiles [rows, columns] (give this or `tile`)")
+    overlap: float = Field(0.25, ge=0, le=1, description="width of the blend between neighbours over the tile stride")
+    lr_scale: float = Field(1.0, ge=0, description="this level's learning rate over `training.lr`; 0 keeps its start")
+    network: Network
+
+    @model_validator(mode="after")
+    def _one_size(self) -> "LevelOptions":
+        if (self.tile is None) == (self.grid is None):
+            raise ValueError("give either `tile` (px) or `grid` ([rows, columns])")
+        if self.grid is not None and min(self.grid) < 1:
+            raise ValueError("`grid` needs at least one tile per axis")
+        return self
+
+
+class FieldOptions(Section):
+    """u(x) = sum over levels and tiles of window * (mean + scale * network(local x))."""
+
+    window: Literal["quintic", "cosine", "bump"] = Field(
+        "quintic", description="blend: quintic smoothstep (C2), raised cosine (C1), bump (C-infinity)"
+    )
+    mode: Literal["joint", "progressive"] = Field(
+        "joint", description="train all levels together, or let them join one after another, coarse to fine"
+    )
+    levels: list[LevelOptions] = Field(min_length=1, description="coarse to fine")
+    chunk: int = Field(262144, ge=1024, description="largest number of jet rows x points evaluated at once")
+    checkpoint: bool = Field(False, description="recompute activations in the backward pass (non-reentrant)")
+    compile: bool = Field(False, description="torch.compile the jet kernels")
+
+
+class StartOptions(Section):
+    """Closed-form start: per-tile least squares of each level's linear layer, coarse to fine, before training."""
+
+    enabled: bool = Field(True, description="off: networks start as initialised, tiles normalised by the data range")
+    threshold: float = Field(
+        0.0, ge=0, description="chebyshev2d with `terms`: drop coefficients below so many standard errors of the noise"
+    )
+    ridge: float = Field(1e-6, gt=0, description="relative Tikhonov term of the normal equations")
+
+
+class BatchOptions(Section):
+    """One update sees `blocks` windows of the picture and draws one pixel from each stride x stride square of them."""
+
+    blocks: int = Field(16, ge=1, description="windows per update over all processes and accumulation steps")
+    size: int = Field(256, ge=8, description="side of a window in px")
+    stride: int = Field(4, ge=1, description="side of the squares one pixel is drawn from; 1: every pixel")
+
+
+class TrainingOptions(Section):
+    steps: int = Field(200, ge=0, description="optimizer updates")
+    seed: int = Field(0, ge=0, description="of weights, pixels and order")
+    optimizer: Literal["adam", "adamw", "nadam", "radam", "adamax", "rmsprop", "sgd"] = Field("adam", description="torch.optim")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    betas: tuple[float, float] = Field((0.9, 0.99), description="moment decay of the Adam family")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled for adamw, L2 otherwise")
+    schedule: Literal["constant", "cosine", "exponential"] = Field("cosine", description="decay after the warm-up")
+    warmup: int = Field(10, ge=0, description="updates of linear warm-up")
+    final_lr: float = Field(0.01, gt=0, le=1, description="learning rate at the end over the peak")
+    accumulate: int = Field(1, ge=1, description="micro-batches per update")
+    clip: float | None = Field(None, gt=0, description="largest gradient norm (null: off)")
+    precision: Literal["no", "bf16", "fp16"] | None = Field(
+        None, description="mixed precision (null: as the accelerate file says); derivatives stay fp32"
+    )
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of an exponential moving average of the weights (null: off)")
+    log_every: int = Field(10, ge=1, description="updates between lines of metrics.jsonl")
+    checkpoint_steps: int | None = Field(None, ge=1, description="updates between checkpoints (null: off)")
+    checkpoint_minutes: float | None = Field(10.0, gt=0, description="minutes between checkpoints (null: off)")
+    keep: int = Field(2, ge=1, description="checkpoints kept")
+    resume: str = Field("auto", description="auto: newest checkpoint if there is one; never; or a checkpoint folder")
+
+
+class Recipe(Section):
+    """A run: what is learned, by which field, and how it is trained."""
+
+    output: str = Field(description="run folder, created")
+    problem: Problem
+    field: FieldOptions
+    start: StartOptions = StartOptions()
+    batch: BatchOptions = BatchOptions()
+    training: TrainingOptions = TrainingOptions()
+
+
+# ---------------------------------------------------------------- loading
+
+
+def load_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:
+    """Reads a YAML recipe and applies `--section.option value` pairs; list items by number (`--field.levels.1.tile 32`).
+
+    Raises UserError with one line for a missing file, broken YAML, an unknown key, a wrong type or a bad value.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot read the recipe ({getattr(error, 'strerror', None) or 'not text'})") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}: not valid YAML{where}: {getattr(error, 'problem', None) or 'check the syntax'}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a recipe is a mapping of sections ({', '.join(Recipe.model_fields)})")
+    for key, text in _pairs(list(overrides)):
+        _assign(tree, key, text)
+    return parse_recipe(tree, str(path))
+
+
+def parse_recipe(tree: dict[str, Any], where: str) -> Recipe:
+    """Validates a tree of plain values; `where` names its origin in messages."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_explain(error)}") from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every default written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def _pairs(words: list[str]) -> list[tuple[str, str]]:
+    pairs = []
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--") or len(word) == 2:
+            raise UserError(f"command line: '{word}' is not an option; write --section.option value")
+        key, equals, text = word[2:].partition("=")
+        if not equals:
+            if not words:
+                raise UserError(f"command line: --{key} needs a value")
+            text = words.pop(0)
+        pairs.append((key, text))
+    return pairs
+
+
+def _assign(tree: Any, key: str, text: str) -> None:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    *parents, last = [int(part) if part.isdigit() else part for part in key.split(".")]
+    node = tree
+    for part in parents:
+        if isinstance(node, list) and isinstance(part, int) and part < len(node):
+            node = node[part]
+        elif isinstance(node, dict):
+            node = node.setdefault(part, {})
+        else:
+            raise UserError(f"command line: --{key}: there is no '{part}' to set an option in")
+    if isinstance(node, list) and isinstance(last, int) and last < len(node) or isinstance(node, dict):
+        node[last] = value
+    else:
+        raise UserError(f"command line: --{key}: there is no '{last}' to set")
+
+
+def _explain(error: ValidationError) -> str:
+    """The first mistake, an unknown key before the errors it may have caused."""
+    problems = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+    item = problems[0]
+    path = [part for part in item["loc"] if part not in _TAGS]
+    key = ".".join(str(part) for part in path)
+    if item["type"] == "extra_forbidden":
+        siblings = _keys_at(item["loc"][:-1])
+        near = difflib.get_close_matches(str(path[-1]), siblings, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(sorted(siblings))}"
+        return f"unknown key '{key}'; {hint}"
+    if item["type"] == "missing":
+        return f"'{key}' is missing; add it"
+    if item["type"].startswith("union_tag"):
+        return f"'{key}.kind' must be one of {item.get('ctx', {}).get('expected_tags', 'the known kinds')}"
+    message = item["msg"].removeprefix("Value error, ")
+    value = "" if isinstance(item["input"], dict | list) else f", not {item['input']!r}"
+    return f"'{key}': {message[0].lower()}{message[1:]}{value}"
+
+
+def _members(annotation: Any) -> list[type[Section]]:
+    """The section classes inside an annotation such as list[X], X | None or Annotated[X | Y, ...]."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [member for part in get_args(annotation) for member in _members(part)]
+
+
+def _tags() -> dict[str, type[Section]]:
+    kinds = [*_members(Problem), *_members(Network)]
+    return {kind.model_fields["kind"].default: kind for kind in kinds}
+
+
+_TAGS = _tags()
+
+
+def _keys_at(location: tuple) -> list[str]:
+    sections: list[type[Section]] = [Recipe]
+    for part in location:
+        if part in _TAGS:
+            sections = [_TAGS[part]]
+        elif isinstance(part, str):
+            sections = [m for s in sections if part in s.model_fields for m in _members(s.model_fields[part].annotation)]
+    return sorted({key for section in sections for key in section.model_fields})

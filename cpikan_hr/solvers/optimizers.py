@@ -1,0 +1,49 @@
+"""First-order optimisers and learning-rate schedules, all from torch."""
+
+import math
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from cpikan_hr.fields import Field
+from cpikan_hr.recipe import FieldOptions, TrainingOptions
+
+_CLASSES = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "adamax": torch.optim.Adamax,
+    "rmsprop": torch.optim.RMSprop,
+    "sgd": torch.optim.SGD,
+}
+
+
+def build_optimizer(field: Field, options: TrainingOptions, levels: FieldOptions) -> Optimizer:
+    """One parameter group per level, with the level's share of the learning rate."""
+    groups = [
+        {"params": list(level.parameters()), "lr": options.lr * choice.lr_scale}
+        for level, choice in zip(field.levels, levels.levels, strict=True)
+    ]
+    extra = {} if options.optimizer in ("rmsprop", "sgd") else {"betas": options.betas}
+    return _CLASSES[options.optimizer](groups, lr=options.lr, weight_decay=options.weight_decay, **extra)
+
+
+def build_schedule(optimizer: Optimizer, options: TrainingOptions) -> LambdaLR:
+    """Linear warm-up, then constant, cosine or exponential decay to `final_lr` of the peak at the last step."""
+    return LambdaLR(optimizer, lambda step: rate(step, options))
+
+
+def rate(step: int, options: TrainingOptions) -> float:
+    """The learning rate of an update over its peak."""
+    if step < options.warmup:
+        return (step + 1) / (options.warmup + 1)
+    through = (step - options.warmup) / max(1, options.steps - options.warmup)
+    through = min(through, 1.0)
+    if options.schedule == "cosine":
+        half = math.cos(math.pi * through)
+        return options.final_lr + (1 - options.final_lr) * (1 + half) / 2
+    if options.schedule == "exponential":
+        return options.final_lr**through
+    return 1.0

@@ -1,0 +1,1 @@
+"""Backends, the loop and its checkpoints. Knows nothing of physics or file formats."""

@@ -1,0 +1,48 @@
+"""What a run reports while it trains: metrics.jsonl, TensorBoard events and a progress bar, on the main process only."""
+
+import json
+import time
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+
+class Tracker:
+    """Appends to the run folder; a resumed run drops the lines of steps it is about to repeat."""
+
+    def __init__(self, folder: Path, total: int, start: int, enabled: bool):
+        self.enabled = enabled
+        if not enabled:
+            return
+        self.path = folder / "metrics.jsonl"
+        if self.path.exists():
+            kept = [line for line in self.path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= start]
+            self.path.write_text("".join(line + "\n" for line in kept))
+        self.events = SummaryWriter(folder / "tensorboard", purge_step=start + 1)
+        self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
+        self.began, self.pixels = time.perf_counter(), 0
+
+    def update(self, pixels: int) -> None:
+        """One more step over so many pixels."""
+        if self.enabled:
+            self.pixels += pixels
+            self.bar.update()
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """A line of metrics.jsonl, the same to TensorBoard, loss and figure of merit on the bar."""
+        if not self.enabled:
+            return
+        per_second = self.pixels / max(time.perf_counter() - self.began, 1e-9)
+        values = {**values, "px_per_s": per_second}
+        with self.path.open("a") as lines:
+            lines.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self.events.add_scalar(name, value, step)
+        shown = {name: f"{value:.4g}" for name, value in values.items() if name not in ("lr", "grad_norm", "px_per_s")}
+        self.bar.set_postfix(shown | {"px/s": f"{per_second:.3g}"})
+
+    def close(self) -> None:
+        if self.enabled:
+            self.bar.close()
+            self.events.close()

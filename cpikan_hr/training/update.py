@@ -1,0 +1,235 @@
+"""One optimizer update, the same for every backend: backward, finite check, clipping, step.
+
+    updater = Updater(accelerator, model, optimizer, schedule=lambda step: 1.0, clip=1.0)
+    for step in range(steps):
+        for _ in range(updater.accumulate):
+            with updater.micro_batch():                 # around forward and backward of one micro-batch
+                updater.backward(loss_of(updater.model))
+        gradient_norm = updater.step()
+
+Invariants: parameters change only in `step`; no rank changes them unless loss and local gradients were finite on every
+rank since the last step; accumulated micro-batches and ranks give the gradient of the mean loss over all of them.
+Accelerate's own DeepSpeed wrapper steps inside `backward`, before anyone could look; so the engine is driven here.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+
+from cpikan_hr.errors import UserError
+from cpikan_hr.training.backend import check_optimizer
+
+# With fp16 an overflow is how the loss scale is found; this many in a row (2^-25 of the first scale) is a fault.
+MAX_FP16_OVERFLOWS = 25
+_FINE = 2**62  # code of "nothing wrong here"; codes are compared by MIN, so any fault wins
+
+
+class NonFinite(UserError):
+    """Loss or gradient is NaN or Inf on some rank. Raised on all ranks together, before the update.
+
+    Attributes: step, what ("loss" or "gradient"), parameter (name or None), tile (index in the parameter's first
+    dimension, or None), rank (the lowest one concerned).
+    """
+
+    def __init__(self, step: int, what: str, parameter: str | None, tile: int | None, rank: int):
+        self.step, self.what, self.parameter, self.tile, self.rank = step, what, parameter, tile, rank
+        where = f"tile {tile} of {parameter}" if parameter is not None else "no single tile"
+        super().__init__(
+            f"{what} is not finite at step {step}, {where}, rank {rank}: all ranks stopped before the update; "
+            "lower the learning rate, clip gradients, or look at this tile's data"
+        )
+
+
+class Updater:
+    """Prepares model and optimizer for the backend, then makes updates.
+
+    Attributes: `model`, `optimizer` (prepared), `steps` (updates made; set it when resuming), `accumulate`.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: Callable[[int], float] | None = None,
+        clip: float | None = None,
+    ):
+        """
+        Args:
+            model: not yet prepared; what initialises its parameters has to happen before.
+            optimizer: of torch's interface, over `model.parameters()`, not yet prepared.
+            schedule: factor on every group's learning rate as a function of the step. A function of the step needs no
+                state in a checkpoint, and Accelerate's scheduler wrapper advances once per *process*.
+            clip: largest global gradient norm, None for no clipping. Under DeepSpeed it has to be the value that
+                `make_accelerator` wrote into the engine's configuration.
+
+        Raises: UserError where the optimizer cannot be offloaded.
+        """
+        check_optimizer(accelerator, optimizer)
+        self.accelerator = accelerator
+        self.accumulate = accelerator.gradient_accumulation_steps
+        self.steps = 0
+        self._schedule = schedule or (lambda step: 1.0)
+        self._base_rates = [group["lr"] for group in optimizer.param_groups]
+        self._clip = clip or float("inf")
+        self._deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        if self._deepspeed:
+            configured = accelerator.deepspeed_plugin.deepspeed_config["gradient_clipping"]
+            assert configured == (clip or 0.0), f"make_accelerator was told clip={configured}, Updater {clip}"
+        self._watch = GradientWatch(model)  # hooks belong on the parameters before any wrapper reads them
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        if accelerator.is_fsdp2:  # it has replaced the parameters by sharded ones
+            self._watch = ShardedGradientWatch(self.model)
+        self._loss_is_finite: Tensor | None = None
+        self._micro = 0
+        self._overflows = 0
+
+    @property
+    def learning_rates(self) -> list[float]:
+        """The rates of the next update, one per parameter group."""
+        return [rate * self._schedule(self.steps) for rate in self._base_rates]
+
+    @contextmanager
+    def micro_batch(self) -> Iterator[None]:
+        """Around forward *and* backward of one micro-batch: gradients are reduced over ranks only in the last one."""
+        last = self._micro + 1 == self.accumulate
+        if self._deepspeed:
+            self.model.set_gradient_accumulation_boundary(last)
+            yield
+        elif last:
+            yield
+        else:
+            with self.accelerator.no_sync(self.model):
+                yield
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulates the gradient of `loss / accumulate`. `loss`: scalar, the mean over this rank's micro-batch."""
+        assert self._micro < self.accumulate, "more micro-batches than `accumulate` before step()"
+        self._micro += 1
+        finite = torch.isfinite(loss.detach())
+        self._loss_is_finite = finite if self._loss_is_finite is None else self._loss_is_finite & finite
+        if self._deepspeed:
+            self.model.backward(loss)  # the engine divides by the accumulation steps itself
+        else:
+            self.accelerator.backward(loss)  # so does Accelerate
+
+    def step(self) -> float:
+        """Checks, clips, updates, clears the gradients. Returns the global gradient norm before clipping.
+
+        Raises: NonFinite on every rank together; parameters and optimizer state are then as before.
+        """
+        assert self._micro == self.accumulate, f"step() after {self._micro} of {self.accumulate} micro-batches"
+        self._micro = 0
+        self._refuse_non_finite()
+        for group, rate in zip(self.optimizer.param_groups, self.learning_rates, strict=True):
+            group["lr"] = rate
+        if self._deepspeed:
+            self.model.step()
+            norm = self.model.get_global_grad_norm()
+        else:
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self._clip)
+            norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        self.steps += 1
+        return float(norm)
+
+    def _refuse_non_finite(self) -> None:
+        """One all-reduce of two integers. A code is fault * ranks + rank, so MIN keeps the fault and who has it."""
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        gradient = self._watch.first_bad()
+        codes = torch.full((2,), _FINE, dtype=torch.int64, device=self.accelerator.device)
+        codes[0] = torch.where(self._loss_is_finite, codes[0], rank)
+        codes[1] = torch.where(gradient >= 0, gradient * ranks + rank, codes[1])
+        if ranks > 1:
+            torch.distributed.all_reduce(codes, op=torch.distributed.ReduceOp.MIN)
+        loss_code, gradient_code = codes.tolist()
+        self._loss_is_finite = None
+        self._watch.clear()
+        if gradient_code == loss_code == _FINE:
+            self._overflows = 0
+            return
+        if loss_code == _FINE and self.accelerator.scaler is not None and self._overflows < MAX_FP16_OVERFLOWS:
+            self._overflows += 1  # the scaler sees the same overflow, skips this update and lowers its scale
+            return
+        parameter, tile = self._watch.locate(gradient_code // ranks) if gradient_code != _FINE else (None, None)
+        what, code = ("gradient", gradient_code) if loss_code == _FINE else ("loss", loss_code)
+        raise NonFinite(self.steps, what, parameter, tile, code % ranks)
+
+
+class GradientWatch:
+    """Notes, parameter by parameter and tile by tile, whether a local gradient was NaN or Inf since the last `clear`.
+
+    Works by hooks on the parameters: they see this rank's whole gradient before DDP averages it and before ZeRO
+    scatters it, so the tile and the rank are the ones where it happened. A parameter's tiles are its first dimension.
+    """
+
+    def __init__(self, model: nn.Module):
+        parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.names = [name for name, _ in parameters]
+        self.tiles = [p.shape[0] if p.ndim else 1 for _, p in parameters]
+        self._peaks: list[Tensor | None] = [None] * len(parameters)  # per tile max |gradient|, which keeps a NaN
+        for index, (_, parameter) in enumerate(parameters):
+            parameter.register_hook(lambda gradient, index=index: self._note(index, gradient))
+
+    @torch.no_grad()
+    def _note(self, index: int, gradient: Tensor) -> None:
+        rows = gradient.detach().reshape(self.tiles[index], -1)
+        peak = torch.linalg.vector_norm(rows, ord=float("inf"), dim=1)  # a reduction: no copy of the gradient
+        known = self._peaks[index]
+        self._peaks[index] = peak if known is None else torch.maximum(known, peak)
+
+    def first_bad(self) -> Tensor:
+        """int64 scalar on the gradients' device: flat index over (parameter, tile) of the first bad one, -1 if none."""
+        seen = [p for p in self._peaks if p is not None]
+        if not seen:
+            return torch.tensor(-1)
+        missing = seen[0].new_zeros(())
+        flat = torch.cat(
+            [missing.expand(n) if p is None else p.to(missing) for p, n in zip(self._peaks, self.tiles, strict=True)]
+        )
+        bad = ~torch.isfinite(flat)
+        return torch.where(bad.any(), bad.int().argmax(), -1)
+
+    def locate(self, flat_index: int) -> tuple[str, int]:
+        """(parameter name, tile) of a flat index of `first_bad`."""
+        for name, tiles in zip(self.names, self.tiles, strict=True):
+            if flat_index < tiles:
+                return name, flat_index
+            flat_index -= tiles
+        raise AssertionError("index beyond the last parameter")
+
+    def clear(self) -> None:
+        self._peaks = [None] * len(self._peaks)
+
+
+class ShardedGradientWatch(GradientWatch):
+    """The same for FSDP2, where only the reduced shards of gradients exist (the rank named holds the shard)."""
+
+    def __init__(self, model: nn.Module):
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self.names = [name for name, p in model.named_parameters() if p.requires_grad]
+        self.tiles = [p.shape[0] if p.ndim else 1 for p in self._parameters]
+        self._peaks = [None] * len(self._parameters)
+
+    @torch.no_grad()
+    def first_bad(self) -> Tensor:
+        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+        for index, parameter in enumerate(self._parameters):
+            if parameter.grad is None:
+                continue
+            shard = parameter.grad.to_local()
+            mesh, placements = parameter.device_mesh, parameter.placements
+            _, offset = compute_local_shape_and_global_offset(parameter.shape, mesh, placements)
+            peaks = shard.new_zeros(self.tiles[index])
+            if shard.numel():
+                rows = shard.reshape(shard.shape[0] if shard.ndim else 1, -1)
+                start = offset[0] if offset else 0
+                peaks[start : start + len(rows)] = torch.linalg.vector_norm(rows, ord=float("inf"), dim=1)
+            self._peaks[index] = peaks
+        return super().first_bad()

@@ -1,0 +1,118 @@
+"""Launches a shipped backend file as real CPU processes through `accelerate launch`, and compares what they trained.
+
+Invariant: the command is the README's, with the shipped file as it is; only the number of processes is set on the
+command line (and for the files of one process `--multi_gpu`, which starts torchrun). GPUs are hidden.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+TOY = ("tests/backends/toy.py",)
+ONE_PROCESS = ("cpu", "single_gpu")  # distributed_type 'NO'
+MULTINODE = ("multinode_ddp", "multinode_zero3_offload")
+TIMEOUT_SECONDS = 300.0
+
+
+@dataclass
+class Launch:
+    """What a launch left: exit code of every `accelerate launch` call and their joint output."""
+
+    codes: list[int]
+    output: str
+
+    def check(self) -> None:
+        assert self.codes == [0] * len(self.codes), self.output[-4000:]
+
+
+@dataclass
+class Agreement:
+    """A backend against the single process: relative differences of the losses, gradient norms and final weights."""
+
+    config: str
+    processes: str
+    loss: float
+    norm: float
+    weights: float
+
+
+table: list[Agreement] = []  # printed at the end of the session by conftest.py
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+
+
+def launch(config: str, *program: str, processes: int = 2, timeout: float = TIMEOUT_SECONDS) -> Launch:
+    """Runs `accelerate launch --config_file accelerate_configs/CONFIG.yaml ... PROGRAM...` from the repository's root.
+
+    `program` is a script or `-m module`, then its arguments. A multi-node file is launched once per machine rank, with
+    one process each. Every process is ended at the time-out.
+    """
+    accelerate = [str(Path(sys.executable).parent / "accelerate"), "launch"]
+    command = [*accelerate, "--config_file", f"accelerate_configs/{config}.yaml", "--num_processes", str(processes)]
+    if config in ONE_PROCESS and processes > 1:
+        command += ["--multi_gpu"]
+    if config in MULTINODE:
+        meet = ["--num_machines", str(processes), "--main_process_ip", "127.0.0.1"]
+        meet += ["--main_process_port", str(free_port())]
+        commands = [[*command, *meet, "--machine_rank", str(rank)] for rank in range(processes)]
+    else:
+        commands = [[*command, "--main_process_port", str(free_port())]]
+    running = [
+        subprocess.Popen(
+            [*command, *program],
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        for command in commands
+    ]
+    outputs = []
+    try:
+        for process in running:
+            outputs.append(process.communicate(timeout=timeout)[0])
+    finally:
+        for process in running:
+            if process.poll() is None:
+                os.killpg(process.pid, 9)
+                process.wait()
+    return Launch([process.returncode for process in running], "\n".join(outputs))
+
+
+def run_alone(*program: str, timeout: float = TIMEOUT_SECONDS) -> Launch:
+    """The same program as one process, without `accelerate launch`."""
+    done = subprocess.run(
+        [sys.executable, *program], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout
+    )
+    return Launch([done.returncode], done.stdout + done.stderr)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def relative_difference(values: list[float], reference: list[float]) -> float:
+    """Largest of |value - reference| / |reference|."""
+    assert len(values) == len(reference)
+    return max(abs(v - r) / abs(r) for v, r in zip(values, reference, strict=True))
+
+
+def weight_difference(weights: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> float:
+    """|weights - reference| / |reference|, both as one vector."""
+    assert weights.keys() == reference.keys()
+    assert all(weights[name].shape == reference[name].shape for name in reference)
+    flat = torch.cat([(weights[name] - reference[name]).double().flatten() for name in reference])
+    size = torch.cat([reference[name].double().flatten() for name in reference])
+    return (flat.norm() / size.norm()).item()

@@ -1,0 +1,105 @@
+"""Every shipped backend file, launched as two real CPU processes, trains what one process trains."""
+
+import json
+from pathlib import Path
+
+import harness
+import pytest
+import torch
+from harness import ROOT, TOY, Agreement, launch, relative_difference, run_alone, weight_difference
+
+CONFIGS = sorted(path.stem for path in (ROOT / "accelerate_configs").glob("*.yaml"))
+TRAINED = [name for name in CONFIGS if name != "fsdp2"]
+# Two micro-batches per update and clipping that bites: the two things backends do differently.
+RUN = ("--steps", "20", "--accumulate", "2", "--clip", "0.1")
+
+
+def result(folder: Path) -> dict:
+    return json.loads((folder / "result.json").read_text())
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "weights.pt", weights_only=True)
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("reference")
+    run_alone(*TOY, str(folder), *RUN).check()
+    return folder
+
+
+def test_the_issue_s_backends_are_shipped():
+    assert set(CONFIGS) == {
+        *("cpu", "single_gpu", "ddp_cpu", "ddp", "fsdp2", "zero1", "zero2", "zero2_offload", "zero3"),
+        *("zero3_offload", "zero3_nvme", "multinode_ddp", "multinode_zero3_offload"),
+    }
+
+
+@pytest.mark.parametrize("config", TRAINED)
+def test_two_processes_agree_with_one_and_resume_exactly(config, reference, tmp_path):
+    launch(config, *TOY, str(tmp_path), *RUN, "--save-at", "10").check()
+    run, alone = result(tmp_path), result(reference)
+    assert run["ranks"] == 2
+    agreement = Agreement(
+        config,
+        "2 x 1" if config in harness.MULTINODE else "2",
+        relative_difference(run["losses"], alone["losses"]),
+        relative_difference(run["norms"], alone["norms"]),
+        weight_difference(weights(tmp_path), weights(reference)),
+    )
+    harness.table.append(agreement)
+    assert agreement.loss < 1e-5
+    assert agreement.norm < 1e-4  # Adam forgives a wrong scale of the gradient, its norm does not
+    assert agreement.weights < 1e-4
+    assert run["dtypes"] == alone["dtypes"] == ["hidden torch.float32", "torch.float64"]
+
+    launch(config, *TOY, str(tmp_path), *RUN, "--save-at", "10", "--resume").check()
+    assert result(tmp_path)["losses"] == pytest.approx(run["losses"][10:], rel=1e-6)
+
+
+def test_nvme_swaps_large_groups_in_fp32_and_resumes_exactly(tmp_path):
+    """The small toy is below the megabyte from which DeepSpeed swaps at all; this one has both kinds of groups."""
+    run = ("--steps", "6", "--accumulate", "2", "--clip", "0.1", "--width", "512", "--save-at", "3")
+    run_alone(*TOY, str(tmp_path / "alone"), *run).check()
+    launch("zero3_nvme", *TOY, str(tmp_path), *run).check()
+    assert list(tmp_path.glob("nvme/zero_stage_3/optimizer/rank*/exp_avg*.swp"))
+    swapped, alone = result(tmp_path), result(tmp_path / "alone")
+    assert relative_difference(swapped["losses"], alone["losses"]) < 1e-5
+    assert weight_difference(weights(tmp_path), weights(tmp_path / "alone")) < 1e-4
+    launch("zero3_nvme", *TOY, str(tmp_path), *run, "--resume").check()
+    assert result(tmp_path)["losses"] == pytest.approx(swapped["losses"][3:], rel=1e-6)
+
+
+@pytest.mark.parametrize("config", ["ddp_cpu", "zero2", "zero3_offload"])
+def test_a_nan_on_one_rank_stops_both_before_the_update(config, tmp_path):
+    stopped = launch(config, *TOY, str(tmp_path), "--steps", "5", "--poison", "3:1:2")
+    assert stopped.codes != [0]
+    message = "error: loss is not finite at step 3, tile 2 of layers.0.weight, rank 1"
+    assert stopped.output.count(message) == 2, stopped.output[-4000:]
+    assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.parametrize("config", ["ddp_cpu", "zero2", "zero3"])
+def test_bf16_autocasts_and_keeps_weights_and_coordinates(config, tmp_path):
+    launch(config, *TOY, str(tmp_path), "--precision", "bf16").check()
+    run = result(tmp_path)
+    assert run["precision"] == "bf16"
+    assert "torch.float64" in run["dtypes"] and "hidden torch.bfloat16" in run["dtypes"]
+    assert {value.dtype for value in weights(tmp_path).values()} == {torch.float32}
+    assert run["losses"][-1] < 0.5 * run["losses"][0]
+
+
+def test_fsdp2_without_a_gpu_says_so_in_one_line(tmp_path):
+    stopped = launch("fsdp2", *TOY, str(tmp_path))
+    assert stopped.codes != [0] and "error: FSDP2 needs a GPU" in stopped.output
+
+
+def test_offload_refuses_an_optimizer_that_would_silently_become_adam(tmp_path):
+    stopped = launch("zero2_offload", *TOY, str(tmp_path), "--optimizer", "SGD")
+    assert stopped.codes != [0] and "error: optimizer SGD cannot be offloaded" in stopped.output
+
+
+def test_fp16_without_a_gpu_says_so_in_one_line(tmp_path):
+    stopped = run_alone(*TOY, str(tmp_path), "--precision", "fp16")
+    assert stopped.codes == [2] and "error: precision fp16 is not offered on a CPU" in stopped.output

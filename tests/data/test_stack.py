@@ -1,0 +1,154 @@
+"""`stack.yaml` in all its forms, and one clear line for every way to get it wrong."""
+
+import numpy as np
+import pytest
+import tifffile
+import yaml
+import zarr
+from PIL import Image
+
+from cpikan_hr.data.stack import open_stack
+from cpikan_hr.errors import UserError
+
+J, K, H, W = 2, 4, 12, 17
+FRAMES = np.random.default_rng(1).integers(0, 256, (J, K, H, W), dtype=np.uint8)
+STEPS = [0.0, 1.5, 3.0, 4.5]
+
+
+def describe(folder, **changes):
+    keys = {"frames": "bucket_*.bmp", "wavelengths_um": [5.0, 5.5], "phase_steps_rad": STEPS, "pixel_pitch_um": 3.2}
+    keys |= {"bit_depth": 8} | changes
+    (folder / "stack.yaml").write_text(yaml.safe_dump(keys))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i, frame in enumerate(FRAMES.reshape(-1, H, W)):
+        Image.fromarray(frame).save(tmp_path / f"bucket_{i + 5}.bmp")  # 5 ... 12: text order would put 10 first
+    return describe(tmp_path)
+
+
+def test_frames_are_wavelength_major_in_natural_order(folder):
+    stack = open_stack(folder)
+    assert (stack.J, stack.K, stack.shape, stack.dtype) == (J, K, (H, W), np.uint8)
+    np.testing.assert_array_equal(stack.read(3, 9, 4, 15), FRAMES[:, :, 3:9, 4:15])
+    np.testing.assert_allclose(stack.phase_steps_rad, [STEPS, STEPS])
+    assert stack.mask(0, H, 0, W).all() and stack.mask(1, 3, 2, 7).shape == (2, 5)
+
+
+@pytest.mark.parametrize("kind", ["pages.tif", "flat.npy", "nested.npy", "flat.zarr", "nested.zarr"])
+def test_one_file_may_hold_all_frames(tmp_path, kind):
+    pixels = FRAMES if kind.startswith("nested") else FRAMES.reshape(-1, H, W)
+    if kind.endswith("tif"):
+        tifffile.imwrite(tmp_path / kind, pixels, photometric="minisblack")
+    elif kind.endswith("npy"):
+        np.save(tmp_path / kind, pixels)
+    else:
+        zarr.create_array(tmp_path / kind, shape=pixels.shape, dtype=pixels.dtype)[:] = pixels
+    stack = open_stack(describe(tmp_path, frames=kind) / "stack.yaml")
+    np.testing.assert_array_equal(stack.read(0, H, 2, 9), FRAMES[..., 2:9])
+
+
+def test_frames_may_be_listed_by_name(folder):
+    names = [f"bucket_{i}.bmp" for i in (12, 11, 10, 9, 8, 7, 6, 5)]
+    np.testing.assert_array_equal(
+        open_stack(describe(folder, frames=names)).read(0, H, 0, W).reshape(-1, H, W), FRAMES.reshape(-1, H, W)[::-1]
+    )
+
+
+def test_steps_may_differ_per_wavelength_or_be_unknown(folder):
+    rows = [STEPS, [0.1, 1.6, 3.1, 4.6]]
+    np.testing.assert_allclose(open_stack(describe(folder, phase_steps_rad=rows)).phase_steps_rad, rows)
+    unknown = open_stack(describe(folder, phase_steps_rad=None))
+    assert unknown.phase_steps_rad is None and unknown.K == K
+
+
+def test_mask_from_a_picture_and_from_a_circle(folder):
+    valid = np.random.default_rng(2).random((H, W)) > 0.5
+    Image.fromarray(valid.astype(np.uint8) * 255).save(folder / "mask.png")
+    np.testing.assert_array_equal(open_stack(describe(folder, mask="mask.png")).mask(2, 9, 1, 16), valid[2:9, 1:16])
+    circle = open_stack(describe(folder, mask={"circle": [6, 8, 3]})).mask(0, H, 0, W)
+    y, x = np.mgrid[:H, :W] + 0.5
+    np.testing.assert_array_equal(circle, np.hypot(y - 6, x - 8) <= 3)
+
+
+def test_a_channel_of_colour_frames_is_chosen(tmp_path):
+    colour = np.random.default_rng(3).integers(0, 256, (3, H, W, 3), dtype=np.uint8)
+    for i, frame in enumerate(colour):
+        Image.fromarray(frame).save(tmp_path / f"{i}.png")
+    keys = dict(frames="*.png", wavelengths_um=[0.654], phase_steps_rad=None)
+    np.testing.assert_array_equal(open_stack(describe(tmp_path, channel=1, **keys)).read(0, H, 0, W)[0], colour[..., 1])
+    with pytest.raises(UserError, match="channel: the frames have 3 channels; set it"):
+        open_stack(describe(tmp_path, **keys))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"wavelength_um": [5.0]}, "unknown key 'wavelength_um'; did you mean 'wavelengths_um'"),
+        ({"wavelengths_um": "five"}, "wavelengths_um: .*expected"),
+        ({"wavelengths_um": [5.0, -5.5]}, "wavelengths_um: "),
+        ({"pixel_pitch_um": [1, 2]}, "pixel_pitch_um: .*number"),
+        ({"phase_steps_rad": [0, "x", 1]}, "phase_steps_rad: .*expected"),
+        ({"frames": "*.png"}, "frames: no file matches"),
+        ({"frames": ["bucket_5.bmp", "bucket_99.bmp"]}, "bucket_99.bmp: no such frame"),
+        ({"wavelengths_um": [5.0, 5.5, 6.0]}, "8 frames found, but 3 wavelengths x 4 phase steps"),
+        ({"phase_steps_rad": None, "wavelengths_um": [5.0, 5.5, 6.0]}, "cannot be shared"),
+        ({"phase_steps_rad": [0.0, 1.5]}, "too few phase steps"),
+        ({"phase_steps_rad": None, "wavelengths_um": [5.0, 5.2, 5.5, 6.0]}, "too few phase steps"),
+        ({"phase_steps_rad": [STEPS] * 3}, "3 lists for 2 wavelengths"),
+        ({"bit_depth": 24}, "unsupported bit depth 24"),
+        ({"bit_depth": 12}, "the frames hold 8 bits"),
+        ({"height_range_um": [3, -3]}, "height_range_um: "),
+        ({"mask": "bucket_99.bmp"}, "no such file"),
+        ({"reference": "h.npy"}, "reference: .*no such file"),
+    ],
+)
+def test_each_mistake_in_the_yaml_gives_one_line(folder, changes, message):
+    with pytest.raises(UserError, match=message) as error:
+        open_stack(describe(folder, **changes))
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_without_a_description_is_refused(tmp_path):
+    with pytest.raises(UserError, match="stack.yaml: no such file"):
+        open_stack(tmp_path)
+    (tmp_path / "stack.yaml").write_text("frames: [unclosed")
+    with pytest.raises(UserError, match="not valid YAML"):
+        open_stack(tmp_path)
+
+
+def test_frames_of_different_sizes_are_refused(folder):
+    Image.fromarray(np.zeros((H, W + 1), np.uint8)).save(folder / "bucket_9.bmp")
+    with pytest.raises(UserError, match="bucket_9.bmp: .*one size"):
+        open_stack(folder)
+
+
+def test_a_truncated_or_foreign_frame_is_named(folder):
+    path = folder / "bucket_9.bmp"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match="bucket_9.bmp: truncated"):
+        open_stack(folder)
+    path.write_text("no image at all")
+    with pytest.raises(UserError, match="bucket_9.bmp: not an image"):
+        open_stack(folder)
+
+
+def test_a_value_above_the_bit_depth_is_named_with_its_pixel(tmp_path):
+    frames = np.zeros((8, H, W), np.uint16)
+    frames[5, 7, 9] = 4096
+    np.save(tmp_path / "f.npy", frames)
+    stack = open_stack(describe(tmp_path, frames="f.npy", bit_depth=12))
+    assert stack.read(0, 7, 0, W).max() == 0
+    with pytest.raises(UserError, match=r"f.npy\[5\]: pixel \(7, 9\) is 4096: above 2\*\*12 - 1"):
+        stack.read(4, H, 6, W)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_pixel_that_is_no_number_is_named(tmp_path, value):
+    frames = np.zeros((8, H, W), np.float32)
+    frames[2, 3, 4] = value
+    np.save(tmp_path / "f.npy", frames)
+    with pytest.raises(UserError, match=r"f.npy\[2\]: pixel \(3, 4\) is (nan|inf)"):
+        open_stack(describe(tmp_path, frames="f.npy")).read(1, H, 2, W)

@@ -1,0 +1,89 @@
+"""Independent references for the network tests: single-tile float64 formulas and nested autograd on them.
+
+Nothing here uses jets: values come from the textbook formulas, derivatives from `torch.autograd.grad` applied twice.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cpikan_hr.networks import SIREN, Chebyshev2D, FourierMLP, ScaledCPIKAN
+
+ACTIVATIONS = {"tanh": torch.tanh, "silu": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu}
+MAPS = {"tanh": torch.tanh, "identity": lambda v: v, "sine": lambda v: torch.sin(math.pi * v / 2)}
+
+
+def chebyshev_polynomials(s: Tensor, degree: int) -> Tensor:
+    """T_0..T_degree from monomial coefficients (numpy), exact enough for small degrees: `[..., degree + 1]`."""
+    columns = []
+    for n in range(degree + 1):
+        monomials = np.polynomial.chebyshev.cheb2poly([0.0] * n + [1.0])
+        columns.append(sum(float(c) * s**k for k, c in enumerate(monomials)) + 0 * s)
+    return torch.stack(columns, dim=-1)
+
+
+def value(network, tile: int, x: Tensor) -> Tensor:
+    """The network of one tile as the papers write it: `[P, in] -> [P, out]`."""
+    if isinstance(network, ScaledCPIKAN):
+        for layer in network.layers:
+            basis = chebyshev_polynomials(MAPS[layer.input_map](x), layer.degree)
+            x = torch.einsum("pin,ion->po", basis, layer.coefficients[tile])
+            if layer.norm is not None:
+                # written out: the third derivatives of torch's fused layer_norm (2.13) are wrong
+                centred = x - x.mean(-1, keepdim=True)
+                deviation = (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+                x = centred / deviation * layer.norm.gain[tile] + layer.norm.offset[tile]
+        return x
+    if isinstance(network, Chebyshev2D):
+        mapping = MAPS[network.input_map]
+        by = chebyshev_polynomials(mapping(x[:, 0]), network.degree[0])
+        bx = chebyshev_polynomials(mapping(x[:, 1]), network.degree[1])
+        if network.index is None:
+            index = torch.arange(by.shape[1] * bx.shape[1]).expand(network.out_features, -1)
+        else:
+            index = network.index[tile].long()
+        terms = by[:, index // bx.shape[1]] * bx[:, index % bx.shape[1]]  # [P, C, K]
+        return (terms * network.coefficients[tile] * (index >= 0)).sum(-1)
+    if isinstance(network, FourierMLP):
+        phases = [2.0**k * math.pi * x[:, i] for i in range(x.shape[1]) for k in range(network.bands)]
+        encoded = [x[:, i] for i in range(x.shape[1])] + [p.sin() for p in phases] + [p.cos() for p in phases]
+        x = torch.stack(encoded, dim=-1)
+    for k, layer in enumerate(network.layers):
+        x = x @ layer.weight[tile] + layer.bias[tile]
+        if k < len(network.layers) - 1:
+            siren = isinstance(network, SIREN)
+            x = torch.sin(network.omegas[k] * x) if siren else ACTIVATIONS[network.activation_name](x)
+    return x
+
+
+def nested_rows(function, x: Tensor, order: str) -> Tensor:
+    """Rows `[R, P, C]` of the jet of `function: [P, D] -> [P, C]` at `x`, by nested autograd, differentiable."""
+    x = x.detach().requires_grad_()
+    u = function(x)
+    dim = x.shape[1]
+
+    def derivative(scalar_field: Tensor) -> Tensor:  # [P] -> [P, D]
+        grad = torch.autograd.grad(scalar_field.sum(), x, create_graph=True, allow_unused=True)[0]
+        return torch.zeros_like(x) if grad is None else grad
+
+    channels = []
+    for c in range(u.shape[1]):
+        rows = [u[:, c]]
+        if order != "value":
+            first = derivative(u[:, c])
+            rows += list(first.unbind(1))
+        if order in ("laplacian", "hessian"):
+            second = [derivative(first[:, d]) if first.requires_grad else torch.zeros_like(x) for d in range(dim)]
+            if order == "laplacian":
+                rows.append(sum(second[d][:, d] for d in range(dim)))
+            else:
+                rows += [second[i][:, j] for i in range(dim) for j in range(i, dim)]
+        channels.append(torch.stack(rows))
+    return torch.stack(channels, dim=-1)
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Largest deviation over the largest expected magnitude."""
+    return float((actual - expected).detach().abs().max() / expected.detach().abs().max().clamp(min=1e-300))
