@@ -164,7 +164,6 @@ class TrainingOptions(Section):
     precision: Literal["no", "bf16", "fp16"] | None = Field(
         None, description="mixed precision (null: as the accelerate file says); derivatives stay fp32"
     )
-    ema: float | None = Field(None, gt=0, lt=1, description="decay of an exponential moving average of the weights (null: off)")
     log_every: int = Field(10, ge=1, description="updates between lines of metrics.jsonl")
     checkpoint_steps: int | None = Field(None, ge=1, description="updates between checkpoints (null: off)")
     checkpoint_minutes: float | None = Field(10.0, gt=0, description="minutes between checkpoints (null: off)")
