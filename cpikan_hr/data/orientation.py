@@ -50,6 +50,7 @@ class Oriented:
         self.orientation = Orientation(tuple(source.shape[:2]), rotate, flip)
         self.shape = (*self.orientation.turned, source.shape[2])
         self.dtype = np.dtype(source.dtype)
+        self.name = source.name
 
     def read(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         stored = self.source.read(*self.orientation.stored_window(y0, y1, x0, x1))

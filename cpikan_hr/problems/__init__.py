@@ -5,10 +5,15 @@ from cpikan_hr.problems.image import Image
 from cpikan_hr.problems.interferometry import Interferometry
 from cpikan_hr.recipe import ImageProblem, Recipe
 
-__all__ = ["Image", "Interferometry", "Problem", "Target", "build_problem"]
+__all__ = ["Image", "Interferometry", "Problem", "Target", "build_problem", "reference_of"]
 
 
 def build_problem(recipe: Recipe) -> Problem:
     """Opens the recipe's data; raises UserError where it cannot be used."""
     options = recipe.problem
     return Image(options) if isinstance(options, ImageProblem) else Interferometry(options)
+
+
+def reference_of(recipe: Recipe):
+    """The true answer of the recipe's data as a `Source`, None where it is not known."""
+    return build_problem(recipe).reference()

@@ -29,6 +29,7 @@ class Problem(ABC):
     unit: str
     order: str  # the jet the loss needs: value, gradient, laplacian or hessian
     pixel_pitch_um: float | None = None
+    dtype: str = "float32"  # of a rendered map
 
     @abstractmethod
     def target(self, y0: int, y1: int, x0: int, x1: int, stride: int = 1) -> Target:

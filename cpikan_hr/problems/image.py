@@ -21,6 +21,7 @@ class Image(Problem):
         height, width, self.channels = self.source.shape
         self.shape = (height, width)
         self.unit = "grey levels" if self.source.dtype.kind == "u" else "1"
+        self.dtype = self.source.dtype.name
         self.order = "laplacian" if options.laplacian else "value"
         # Pictures of floats have no full range of their own: 1 by convention.
         self.full_range = float(np.iinfo(self.source.dtype).max) if self.source.dtype.kind == "u" else 1.0

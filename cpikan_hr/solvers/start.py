@@ -132,7 +132,7 @@ def fit_tiles(level: Level, tiles: Tensor, values: Tensor, weight: Tensor, noise
                 if sigma is not None and options.threshold > 0:
                     keep = dense.abs() > options.threshold * sigma[some][:, :, None, None] * error[:, None]
                     keep[..., 0, 0] = True
-                network.set_coefficients(tiles[some], dense.float(), keep)
+                network.set_coefficients(tiles[some], dense.float(), keep=keep)
         return
     height, width = values.shape[1:3]
     points = torch.stack(

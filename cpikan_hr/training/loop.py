@@ -63,7 +63,7 @@ def train(recipe: Recipe) -> Path:
         gpu = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else 0.0
         about = {
             "shape": list(problem.shape), "channels": problem.channels, "unit": problem.unit, "params": parameters,
-            "pixel_pitch_um": problem.pixel_pitch_um, "steps": updater.steps, "peak_rss_mb": peak_rss_mb(),
+            "pixel_pitch_um": problem.pixel_pitch_um, "dtype": problem.dtype, "steps": updater.steps, "peak_rss_mb": peak_rss_mb(),
             "train_seconds": time.perf_counter() - began, "gpu_peak_mb": gpu, "processes": accelerator.num_processes,
         }  # fmt: skip
         save_field(run / "field.safetensors", state, recipe, about)

@@ -1,0 +1,153 @@
+"""The console command `cpikan-hr`: thin; each sub-command is one function of the package."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from cpikan_hr.errors import UserError, exit_on_user_error
+from cpikan_hr.runtime import prepare_process
+
+
+class Parser(argparse.ArgumentParser):
+    """Mistakes on the command line are one line too."""
+
+    def error(self, message: str):
+        raise UserError(f"{self.prog}: {message} (see {self.prog} --help)")
+
+
+def size(text: str) -> tuple[int, int]:
+    """'9344x7000', width x height, to (height, width)."""
+    width, cross, height = text.lower().partition("x")
+    if not (cross and width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"'{text}' is not WIDTHxHEIGHT in pixels")
+    return int(height), int(width)
+
+
+def grid(text: str) -> tuple[int, int]:
+    """'4x4', wavelengths x steps."""
+    first, _, second = text.lower().partition("x")
+    if not (first.isdigit() and second.isdigit()):
+        raise argparse.ArgumentTypeError(f"'{text}' is not WAVELENGTHSxSTEPS")
+    return int(first), int(second)
+
+
+def parser() -> Parser:
+    top = Parser(prog="cpikan-hr", description="Scaled-cPIKAN fields for ultra-high-resolution images and interferograms")
+    commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
+    train = commands.add_parser("train", help="train a recipe on one process", add_help=False)
+    train.set_defaults(run=None)
+    synth = commands.add_parser("synth", help="write a synthetic wafer stack")
+    synth.add_argument("out", type=Path)
+    synth.add_argument("--size", type=size, default=(1750, 2336), help="WIDTHxHEIGHT in px")
+    synth.add_argument("--frames", type=grid, default=(4, 4), help="WAVELENGTHSxSTEPS")
+    synth.add_argument("--wavelengths", type=float, nargs="+", default=None, help="in um")
+    synth.add_argument("--noise", type=float, default=2.0, help="standard deviation in 8-bit grey levels")
+    synth.add_argument("--seed", type=int, default=0)
+    synth.add_argument("--bits", type=int, default=8, choices=[8, 10, 12, 16])
+    synth.add_argument("--format", choices=["bmp", "png", "tiff", "npy", "zarr"], default=None)
+    decode = commands.add_parser("decode", help="classical height decode of a stack")
+    decode.add_argument("stack", type=Path)
+    decode.add_argument("--out", type=Path, required=True)
+    decode.add_argument("--quality", type=Path, default=None, help="also write the quality map")
+    decode.add_argument("--threads", type=int, default=None)
+    render = commands.add_parser("render", help="render a trained field to TIFF, PNG or npy")
+    render.add_argument("trained", metavar="RUN", type=Path)
+    render.add_argument("--out", type=Path, required=True)
+    render.add_argument("--region", default=None, help="y0:y1,x0:x1 in px of the source")
+    render.add_argument("--scale", type=float, default=1.0, help="output pixels per source pixel")
+    render.add_argument("--quantity", choices=["value", "gradient", "laplacian"], default="value")
+    evaluate = commands.add_parser("evaluate", help="compare a trained field with a reference: one JSON line")
+    evaluate.add_argument("trained", metavar="RUN", type=Path)
+    evaluate.add_argument("--reference", type=Path, default=None)
+    commands.add_parser("doctor", help="check this machine's set-up")
+    return top
+
+
+@exit_on_user_error
+def main(words: list[str] | None = None) -> int | None:
+    words = list(sys.argv[1:] if words is None else words)
+    if words[:1] == ["train"]:
+        from cpikan_hr.train import main as train
+
+        return train(words[1:])
+    arguments = parser().parse_args(words)
+    prepare_process()
+    return COMMANDS[arguments.command](arguments)
+
+
+def run_synth(arguments) -> None:
+    from cpikan_hr.data.synth import synth
+
+    wavelengths, steps = arguments.frames
+    chosen = arguments.wavelengths or [5.0 * 1.1**j for j in range(wavelengths)]
+    if len(chosen) != wavelengths:
+        raise UserError(f"--wavelengths: {len(chosen)} given, --frames says {wavelengths}")
+    synth(arguments.out, size=arguments.size, wavelengths_um=chosen, steps=steps, noise=arguments.noise,
+          seed=arguments.seed, bit_depth=arguments.bits, format=arguments.format, progress=Progress("synth"))  # fmt: skip
+    print(arguments.out)
+
+
+def run_decode(arguments) -> None:
+    from cpikan_hr.data.stack import open_stack
+    from cpikan_hr.problems.decode import decode_stack
+
+    stack = open_stack(arguments.stack)
+    options = dict(threads=arguments.threads, quality=arguments.quality, progress=Progress("decode"))
+    for path in decode_stack(stack, arguments.out, **options):
+        if path is not None:
+            print(path)
+
+
+def run_render(arguments) -> None:
+    from cpikan_hr.render import render
+    from cpikan_hr.training.weights import load_field
+
+    trained = load_field(arguments.trained)
+    options = dict(region=arguments.region, scale=arguments.scale, quantity=arguments.quantity)
+    print(render(trained, arguments.out, progress=Progress("render"), **options))
+
+
+def run_evaluate(arguments) -> None:
+    from cpikan_hr.data.source import open_source
+    from cpikan_hr.evaluate import evaluate
+    from cpikan_hr.problems import reference_of
+    from cpikan_hr.training.weights import load_field
+
+    trained = load_field(arguments.trained)
+    reference = open_source(arguments.reference) if arguments.reference else reference_of(trained.recipe)
+    if reference is None:
+        raise UserError(f"{arguments.trained}: this problem knows no true answer; give --reference FILE")
+    file = arguments.trained / "field.safetensors" if arguments.trained.is_dir() else arguments.trained
+    print(json.dumps(evaluate(trained, reference, file.stat().st_size)))
+
+
+def run_doctor(arguments) -> int:
+    from cpikan_hr.doctor import doctor
+
+    return doctor()
+
+
+class Progress:
+    """A bar on stderr for functions that report (done, total)."""
+
+    def __init__(self, name: str):
+        self.name, self.bar = name, None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self.bar is None:
+            self.bar = tqdm(total=total, desc=self.name, dynamic_ncols=True, leave=False)
+        self.bar.update(done - self.bar.n)
+        if done >= total:
+            self.bar.close()
+
+
+COMMANDS = {
+    "synth": run_synth,
+    "decode": run_decode,
+    "render": run_render,
+    "evaluate": run_evaluate,
+    "doctor": run_doctor,
+}

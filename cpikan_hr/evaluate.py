@@ -1,0 +1,104 @@
+"""Compares a trained field with a reference, strip by strip, and measures its seams."""
+
+import math
+
+import numpy as np
+import torch
+from skimage.metrics import structural_similarity
+
+from cpikan_hr.data.source import Source
+from cpikan_hr.errors import UserError
+from cpikan_hr.fields import Field
+from cpikan_hr.runtime import peak_rss_mb
+from cpikan_hr.training.weights import Trained
+
+ROWS = 256
+HALO = 3  # half of the SSIM window
+
+
+def evaluate(trained: Trained, reference: Source, file_bytes: int) -> dict:
+    """rmse, psnr (dB), ssim, rel_l2 and seam in the field's unit over the pixels where the reference is finite.
+
+    psnr and ssim use the full range of 8/16-bit pictures and the range of the reference for maps.
+    """
+    field, recipe, about = trained
+    shape = tuple(about["shape"])
+    if tuple(reference.shape) != (*shape, about["channels"]):
+        raise UserError(f"reference {reference.name}: its shape {tuple(reference.shape)} is not the field's {(*shape, about['channels'])}")
+    total, count, low, high = np.zeros(3), 0, math.inf, -math.inf
+    for _, truth, value in strips(field, reference, shape, 0):
+        known = np.isfinite(truth)
+        truth, error = truth[known].astype(np.float64), (value - truth)[known].astype(np.float64)
+        total += [error.sum(), np.square(error).sum(), np.square(truth).sum()]
+        count += truth.size
+        low, high = min(low, truth.min(initial=math.inf)), max(high, truth.max(initial=-math.inf))
+    offset = total[0] / count if getattr(recipe.problem, "remove_offset", False) else 0.0
+    squared = max(total[1] / count - (2 * offset * total[0] / count - offset**2), 0.0)
+    kind = np.dtype(reference.dtype)
+    full = float(np.iinfo(kind).max) if kind.kind == "u" else max(high - low, 1e-30)
+    return {
+        "rmse": math.sqrt(squared),
+        "psnr": 10 * math.log10(full**2 / max(squared, 1e-30)),
+        "ssim": similarity(field, reference, shape, offset, full),
+        "rel_l2": math.sqrt(squared * count / max(total[2], 1e-30)),
+        "seam": seam(field, shape),
+        "params": about["params"],
+        "bytes": file_bytes,
+        "params_per_px": about["params"] / (shape[0] * shape[1]),
+        "train_seconds": about["train_seconds"],
+        "peak_rss_mb": max(about["peak_rss_mb"], peak_rss_mb()),
+        "gpu_peak_mb": about["gpu_peak_mb"],
+        "unit": about["unit"],
+    }
+
+
+def strips(field: Field, reference: Source, shape: tuple[int, int], halo: int):
+    """Yields (rows of halo above, truth, value), float32 [h, W, C], over strips of the frame."""
+    xs = torch.arange(shape[1], dtype=torch.float64) + 0.5
+    for start in range(0, shape[0], ROWS):
+        y0, y1 = max(0, start - halo), min(shape[0], start + ROWS + halo)
+        value = field.grid(torch.arange(y0, y1, dtype=torch.float64) + 0.5, xs)[0].numpy()
+        yield (start - y0, min(ROWS, shape[0] - start)), reference.read(y0, y1, 0, shape[1]).astype(np.float32), value
+
+
+def similarity(field: Field, reference: Source, shape: tuple[int, int], offset: float, full: float) -> float | None:
+    """Mean structural similarity (Wang et al. 2004, 7 x 7 windows); None for frames smaller than its window."""
+    if min(shape) < 2 * HALO + 1:
+        return None
+    total, count = 0.0, 0
+    for (above, rows), truth, value in strips(field, reference, shape, HALO):
+        known = np.isfinite(truth)
+        value = np.where(known, value - offset, 0)
+        truth = np.where(known, truth, 0)
+        if len(truth) < 2 * HALO + 1:
+            continue
+        _, each = structural_similarity(truth, value, data_range=full, channel_axis=2, full=True)
+        inner = each[above : above + rows][known[above : above + rows]]
+        total, count = total + float(inner.sum(dtype=np.float64)), count + inner.size
+    return total / max(count, 1)
+
+
+def seam(field: Field, shape: tuple[int, int], step: float = 0.01, lines: int = 32) -> float:
+    """Largest jump across a tile border minus the median jump beside it, in the field's unit.
+
+    Jumps are taken over 2 x `step` px, so that what the picture itself does there does not count. Borders are those of
+    cores and of supports, at most `lines` per level and axis.
+    """
+    worst = 0.0
+    offsets = torch.tensor([-7, -5, -3, -1, 1, 3, 5, 7], dtype=torch.float64) * step
+    for level in field.levels:
+        for number, axis in enumerate(level.tile_grid.axes):
+            cores = torch.arange(1, axis.count, dtype=torch.float64) * axis.stride
+            reach = axis.overlap * axis.stride / 2
+            borders = torch.cat([cores, cores - reach, cores + reach])
+            borders = borders[(borders > 1) & (borders < shape[number] - 1)].unique()
+            borders = borders[:: max(1, len(borders) // lines)]
+            along = torch.linspace(0.5, shape[1 - number] - 0.5, min(shape[1 - number], 512), dtype=torch.float64)
+            for border in borders:
+                points = border + offsets
+                rows = field.grid(points, along)[0] if number == 0 else field.grid(along, points)[0].transpose(0, 1)
+                jumps = (rows[1:] - rows[:-1])[::2].abs()  # over (-7, -5), (-3, -1) ... ; the border lies in between
+                across = (rows[4] - rows[3]).abs()
+                beside = jumps.median(dim=0).values
+                worst = max(worst, float((across - beside).max()))
+    return worst
