@@ -1,0 +1,79 @@
+"""The main job end to end (`make demo`): a synthetic stack, the classical decode, a field, its map, and their errors.
+
+Everything lies in one folder, `out/demo-WIDTHxHEIGHT`; a second run begins anew.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from cpikan_hr.cli import Progress, size
+from cpikan_hr.data.preview import read_decimated, save_preview
+from cpikan_hr.data.source import open_source
+from cpikan_hr.data.stack import open_stack
+from cpikan_hr.data.synth import synth
+from cpikan_hr.errors import exit_on_user_error
+from cpikan_hr.problems.decode import decode_stack
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def rmse_nm(path: Path, truth: Path) -> float:
+    """Root mean square difference of two maps of one shape, strip by strip."""
+    first, second = open_source(path), open_source(truth)
+    height, width = first.shape[:2]
+    total = 0.0
+    for y in range(0, height, 256):
+        window = (y, min(y + 256, height), 0, width)
+        total += np.square(first.read(*window).astype(np.float64) - second.read(*window)).sum()
+    return float(np.sqrt(total / (height * width)))
+
+
+def run(*words: str) -> str:
+    """Runs a command of this environment; its errors end the demo."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return done.stdout
+
+
+@exit_on_user_error
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=size, default=(1750, 2336), help="WIDTHxHEIGHT in px")
+    parser.add_argument("--noise", type=float, default=2.0, help="grey levels")
+    parser.add_argument("--out", type=Path, default=None)
+    arguments = parser.parse_args()
+    height, width = arguments.size
+    out = (arguments.out or Path("out") / f"demo-{width}x{height}").resolve()
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    began = time.perf_counter()
+    stack = synth(out / "stack", size=(height, width), noise=arguments.noise, seed=0, progress=Progress("synth"))
+    truth = out / "stack" / "height_true.npy"
+    decoded, _ = decode_stack(open_stack(stack), out / "classical.tif", progress=Progress("decode"))
+    run("accelerate", "launch", "--config_file", "accelerate_configs/cpu.yaml", "-m", "cpikan_hr.train",
+        "--config", "recipes/wafer.yaml", "--problem.stack", str(out / "stack"), "--output", str(out / "run"),
+        "--problem.noise", str(max(arguments.noise, 0.3)))  # fmt: skip
+    run("cpikan-hr", "render", str(out / "run"), "--out", str(out / "height.tif"))
+    figures = json.loads(run("cpikan-hr", "evaluate", str(out / "run")))
+    maps = [read_decimated(open_source(path))[..., 0] for path in (out / "height.tif", truth)]
+    picture = out / "height.png"
+    save_preview(picture, [*maps, maps[0] - maps[1]], ["field", "truth", "difference"], unit="nm")
+    print(f"stack      {height} x {width} px, {time.perf_counter() - began:.0f} s in all")
+    print(f"RMSE       field {figures['rmse']:.2f} nm, classical decode {rmse_nm(Path(decoded), truth):.2f} nm")
+    print(f"field      {figures['params_per_px']:.3f} parameters per px, peak RSS {figures['peak_rss_mb']:.0f} MB")
+    print(f"map        {out / 'height.tif'}")
+    print(f"picture    {picture}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
