@@ -1,0 +1,146 @@
+"""The formula: windows that sum to one, points and grid alike, derivatives of the whole field."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cpikan_hr.fields import Field, TileGrid
+from cpikan_hr.jets import pairs
+from cpikan_hr.recipe import FieldOptions
+
+NETWORKS = [
+    {"kind": "cpikan", "hidden": [4], "degree": 3},
+    {"kind": "siren", "hidden": [5], "first_omega": 3.0, "hidden_omega": 3.0},
+    {"kind": "fourier_mlp", "hidden": [5], "bands": 2},
+    {"kind": "chebyshev2d", "degree": 4},
+    {"kind": "chebyshev2d", "degree": 4, "terms": 7, "input_map": "identity"},
+]
+
+
+def random_field(window: str, networks=NETWORKS, shape=(23, 31)) -> Field:
+    levels = [{"grid": [1, 1], "network": networks[0]}]
+    levels += [{"tile": 8, "overlap": o, "network": n} for o, n in zip((0.0, 0.25, 0.5, 1.0), networks[1:], strict=False)]
+    field = Field.build(FieldOptions(window=window, levels=levels), shape, 2, seed=3).double()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in [*field.parameters(), *(b for n, b in field.named_buffers() if n.endswith(("mean", "scale")))]:
+            tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * 0.4)
+    return field
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    extent=st.tuples(st.floats(3, 200), st.floats(3, 200)),
+    stride=st.floats(2, 70),
+    overlap=st.sampled_from([0.0, 0.125, 0.25, 0.5, 1.0]),
+    window=st.sampled_from(["quintic", "cosine", "bump"]),
+    seed=st.integers(0, 99),
+)
+def test_windows_are_positive_and_sum_to_one_border_included(extent, stride, overlap, window, seed):
+    grid = TileGrid.over(extent, stride=stride, overlap=overlap, window=window)
+    points = torch.rand(200, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    points[:4] = torch.tensor([[0.0, 0], [0, 1], [1, 0], [1, 1]], dtype=torch.float64)
+    points = points * torch.tensor(extent, dtype=torch.float64)
+    point, tile, rows = grid.cover(points, "hessian")
+    assert (rows[:, 0] > 0).all()
+    total = torch.zeros(200, rows.shape[1], dtype=torch.float64).index_add(0, point, rows)
+    assert torch.allclose(total[:, 0], torch.ones(200, dtype=torch.float64), atol=1e-12)
+    # Derivatives of a sum that is one everywhere vanish.
+    scale = (overlap or 1.0) * stride
+    assert (total[:, 1:] * torch.tensor([scale, scale, scale**2, scale**2, scale**2])).abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("window", ["quintic", "cosine", "bump"])
+@pytest.mark.parametrize("order", ["value", "gradient", "laplacian", "hessian"])
+def test_points_and_grid_give_the_same_jet(window, order):
+    field = random_field(window)
+    ys, xs = torch.linspace(0, 23, 19, dtype=torch.float64), torch.linspace(0.2, 30, 27, dtype=torch.float64)
+    points = torch.cartesian_prod(ys, xs)
+    with torch.no_grad():
+        scattered = field(points, order).rows.unflatten(1, (19, 27))
+    grid = field.grid(ys, xs, order)
+    assert (scattered - grid).norm() <= 1e-12 * grid.norm()
+
+
+def reference(field: Field, points: torch.Tensor) -> torch.Tensor:
+    """The formula written out over every tile of every level, differentiable with respect to the points."""
+    total = 0
+    for level in field.levels:
+        grid = level.tile_grid
+        for tile in range(grid.tiles):
+            index = [torch.tensor(int(i)) for i in np.unravel_index(tile, grid.shape)]
+            window = 1
+            for a, axis in enumerate(grid.axes):
+                window = window * axis.windows(points[:, a], index[a])[0]
+            local = torch.stack([(points[:, a] - axis.centre(index[a])) / axis.half for a, axis in enumerate(grid.axes)], -1)
+            features = level.network.features(local[None], torch.tensor([tile]))[0]
+            last = _last(level.network, tile)
+            total = total + window[:, None] * (level.mean[tile] + level.scale[tile] * (features @ last))
+    return total
+
+
+def _last(network, tile: int) -> torch.Tensor:
+    """The last layer's parameters [K, C] in the order of `features`."""
+    if hasattr(network, "dense"):
+        return network.dense(torch.tensor([tile]))[0].flatten(1).T
+    layer = network.layers[-1]
+    if hasattr(layer, "coefficients"):
+        c = layer.coefficients[tile]
+        return torch.cat([c[..., 0].sum(0, keepdim=True), c[..., 1:].permute(2, 0, 1).flatten(0, 1)])
+    return torch.cat([layer.bias[tile][None], layer.weight[tile]])
+
+
+@pytest.mark.parametrize("window", ["quintic", "cosine", "bump"])
+def test_jets_of_the_field_agree_with_nested_autograd_of_the_formula(window):
+    # cPIKAN's layer is differentiable once: its own tests compare it with nested autograd, here it has no hidden layer.
+    networks = [{"kind": "cpikan", "hidden": [], "degree": 3}, *NETWORKS[1:]]
+    field = random_field(window, networks)
+    points = torch.rand(40, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    points = (points * torch.tensor([23.0, 31.0], dtype=torch.float64)).requires_grad_()
+    jet = field(points.detach(), "hessian")
+    value = reference(field, points)
+    worst = [(jet.value - value).norm() / value.norm()]
+    for c in range(2):
+        first = torch.autograd.grad(value[:, c].sum(), points, create_graph=True)[0]
+        worst.append((jet.gradient[:, :, c].T - first).norm() / first.norm())
+        for k, (i, j) in enumerate(pairs(2)):
+            second = torch.autograd.grad(first[:, i].sum(), points, retain_graph=True)[0][:, j]
+            worst.append((jet.hessian[k, :, c] - second).norm() / second.norm())
+    assert max(worst) < 1e-10
+    weights = torch.randn(jet.rows.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    mine = torch.autograd.grad((jet.value * weights[0]).sum(), list(field.parameters()))
+    theirs = torch.autograd.grad((value * weights[0]).sum(), list(field.parameters()))
+    assert max((a - b).norm() / b.norm() for a, b in zip(mine, theirs, strict=True)) < 1e-10
+
+
+def test_a_fresh_field_is_zero_and_depends_on_the_seed_alone():
+    options = FieldOptions(levels=[{"tile": 8, "network": NETWORKS[0]}])
+    first, second = (Field.build(options, (20, 20), 1, seed=5) for _ in range(2))
+    points = torch.rand(50, 2, dtype=torch.float64) * 20
+    assert first(points).value.abs().max() == 0
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_chunks_and_recomputation_do_not_change_the_gradient():
+    points = torch.rand(500, 2, dtype=torch.float64) * 20
+    gradients = []
+    for chunk, recompute in ((2**20, False), (1024, False), (1024, True)):
+        field = random_field("quintic")
+        for level in field.levels:
+            level.chunk, level.recompute = chunk, recompute
+        loss = field(points, "laplacian").rows.square().mean()
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(field.parameters()))]))
+    for other in gradients[1:]:
+        assert (other - gradients[0]).norm() <= 1e-12 * gradients[0].norm()
+
+
+def test_a_level_that_has_not_joined_yet_adds_nothing_and_still_gets_a_gradient():
+    field = random_field("quintic", NETWORKS[:2])
+    points = torch.rand(30, 2, dtype=torch.float64) * 20
+    jet = field(points, "value", 1)
+    alone = field.levels[0](points, "value")
+    assert torch.equal(jet.rows, alone)
+    jet.value.sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() == 0 for p in field.levels[1].parameters())
