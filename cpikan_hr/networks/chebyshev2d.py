@@ -35,9 +35,9 @@ class Chebyshev2D(TiledNetwork):
     """`degree`: one for both axes or [degree_y, degree_x]. `coefficients` is `[tiles, C, K]`.
 
     `terms` None keeps all K = (M + 1)(N + 1) coefficients; a number keeps that many per tile and channel, those that
-    `set_coefficients` finds largest (until then the ones of lowest total degree), listed in the int16 buffer `index`.
+    `set_coefficients` finds largest (until then the ones of lowest total degree), listed in the int32 buffer `index`.
     Coefficients start at zero; `generator` belongs to the common interface, nothing here is random.
-    UserError for other than two inputs, an unknown map, or more terms than int16 can name.
+    UserError for other than two inputs, an unknown map, or more terms than int32 can name.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Chebyshev2D(TiledNetwork):
         if terms is not None:
             total = torch.arange(self.shape[0])[:, None] + torch.arange(self.shape[1])
             lowest = total.flatten().argsort(stable=True)[:terms]
-            index = lowest.to(torch.int16).expand(tiles, out_features, terms).contiguous()
+            index = lowest.to(torch.int32).expand(tiles, out_features, terms).contiguous()
         self.register_buffer("index", index)
 
     def basis(self, xi: Tensor, axis: int, order: str) -> Tensor:
@@ -202,7 +202,7 @@ class Chebyshev2D(TiledNetwork):
         top = size.topk(self.terms, dim=2).indices.sort(dim=2).values
         kept = flat.gather(2, top)
         assign(self.coefficients, tiles, kept)
-        assign(self.index, tiles, torch.where(kept == 0, -1, top).to(torch.int16))
+        assign(self.index, tiles, torch.where(kept == 0, -1, top).to(torch.int32))
 
     def count_terms(self) -> int:
         """How many coefficients are in use, over all tiles and channels."""

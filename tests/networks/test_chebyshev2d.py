@@ -75,7 +75,7 @@ def test_terms_survive_saving_and_loading():
     network.set_coefficients(None, torch.randn(2, 1, 5, 5))
     other = Chebyshev2D(2, degree=4, terms=3)
     other.load_state_dict(network.state_dict())
-    assert torch.equal(other.dense(), network.dense()) and other.index.dtype == torch.int16
+    assert torch.equal(other.dense(), network.dense()) and other.index.dtype == torch.int32
 
 
 def test_count_terms_of_the_full_expansion():
