@@ -172,7 +172,7 @@ def _least_squares(j: int, steps: np.ndarray) -> tuple[np.ndarray, float]:
 def decode_single(stack: Stack) -> Decoded:
     """Heights [H, W] from one wavelength: wrapped phase, 2-D unwrapping inside the mask, phase * lambda / (4 pi).
 
-    The piston is unknown: the mean over the valid pixels is set to zero. Parts of the mask that do not touch each have
+    The order is unknown: it is chosen so that the mean over the valid pixels is within a quarter wave of zero. Parts of the mask that do not touch each have
     a piston of their own. Pixels outside the mask are NaN. Unwrapping (M. A. Herraez et al., Appl. Opt. 41 (2002)
     7437, through scikit-image) needs the whole frame in memory, unlike everything else here.
     UserError: more than one wavelength, phase steps unknown, nothing valid.
@@ -187,7 +187,8 @@ def decode_single(stack: Stack) -> Decoded:
     to_nm = stack.wavelengths_um[0] * 1000 / (4 * np.pi)
     phase = unwrap_phase(np.ma.array(wrapped.height_nm.astype(np.float64) / to_nm, mask=~valid), rng=0)
     height_nm = np.where(valid, np.ma.getdata(phase) * to_nm, np.nan)
-    height_nm -= height_nm[valid].mean()
+    half_wave = stack.wavelengths_um[0] * 500  # a whole order: anything else would not fit the frames any more
+    height_nm -= half_wave * np.round(height_nm[valid].mean() / half_wave)
     quality = np.where(valid, wrapped.quality, 0)
     return Decoded(height_nm, wrapped.sigma_nm, quality, wrapped.background, wrapped.modulation)
 
