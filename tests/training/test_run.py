@@ -97,3 +97,16 @@ def test_the_union_of_the_shares_is_the_same_batch_however_many_there_are():
 
     assert pixels(1) == pixels(2) == pixels(3) and len(pixels(1)) == sampler.points(3)
     assert len(set(pixels(1))) == len(pixels(1))  # one pixel per square of blocks that differ
+
+
+def test_the_mirror_recipe_reconstructs_the_real_frames(tmp_path, request):
+    frames = request.config.rootpath / ".." / "shared" / "data" / "zernike_psi_12frame"
+    if not frames.is_dir():
+        pytest.skip(f"the mirror interferograms are not here: {frames}")
+    run = tmp_path / "run"
+    assert train(["--config", "recipes/mirror.yaml", "--output", str(run), "--training.steps", "3"]) == 0
+    assert cli(["decode", "recipes/mirror", "--out", str(tmp_path / "classical.npy")]) == 0
+    assert cli(["render", str(run), "--out", str(tmp_path / "field.npy")]) == 0
+    field, classical = (np.load(tmp_path / name).reshape(600, 800) for name in ("field.npy", "classical.npy"))
+    assert np.array_equal(np.isnan(field), np.isnan(classical))  # the mask of the pupil
+    assert np.nanstd(field - classical) < 10 and np.nanstd(classical) > 100
