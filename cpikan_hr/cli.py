@@ -62,6 +62,9 @@ def parser() -> Parser:
     evaluate = commands.add_parser("evaluate", help="compare a trained field with a reference: one JSON line")
     evaluate.add_argument("trained", metavar="RUN", type=Path)
     evaluate.add_argument("--reference", type=Path, default=None)
+    export = commands.add_parser("export", help="join the newest checkpoint of a run into one field.safetensors")
+    export.add_argument("trained", metavar="RUN", type=Path)
+    export.add_argument("--out", type=Path, default=None)
     commands.add_parser("doctor", help="check this machine's set-up")
     return top
 
@@ -124,6 +127,12 @@ def run_evaluate(arguments) -> None:
     print(json.dumps(evaluate(trained, reference, file.stat().st_size)))
 
 
+def run_export(arguments) -> None:
+    from cpikan_hr.training.export import export
+
+    print(export(arguments.trained, arguments.out))
+
+
 def run_doctor(arguments) -> int:
     from cpikan_hr.doctor import doctor
 
@@ -149,5 +158,6 @@ COMMANDS = {
     "decode": run_decode,
     "render": run_render,
     "evaluate": run_evaluate,
+    "export": run_export,
     "doctor": run_doctor,
 }

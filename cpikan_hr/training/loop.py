@@ -4,6 +4,7 @@ read pixels -> model(points) -> problem.loss -> backward -> checked update. The 
 global batch of a step depends on the seed and the step alone, not on how many processes or micro-batches share it.
 """
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -57,15 +58,19 @@ def train(recipe: Recipe) -> Path:
     updater = Updater(accelerator, field, optimizer, lambda step: rate(step, options), options.clip)
     if checkpoint is not None:
         checkpoints.load(updater, checkpoint)
+    about = {
+        "shape": list(problem.shape), "channels": problem.channels, "unit": problem.unit, "dtype": problem.dtype,
+        "pixel_pitch_um": problem.pixel_pitch_um, "params": parameters, "processes": accelerator.num_processes,
+        "train_seconds": 0.0, "peak_rss_mb": 0.0, "gpu_peak_mb": 0.0,
+    }  # fmt: skip
+    if accelerator.is_main_process:
+        (run / "about.json").write_text(json.dumps(about))  # what `export` needs where the run does not end
     run_steps(updater, problem, recipe, run)
     state = full_state_dict(accelerator, updater.model)
     if accelerator.is_main_process:
-        gpu = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else 0.0
-        about = {
-            "shape": list(problem.shape), "channels": problem.channels, "unit": problem.unit, "params": parameters,
-            "pixel_pitch_um": problem.pixel_pitch_um, "dtype": problem.dtype, "steps": updater.steps, "peak_rss_mb": peak_rss_mb(),
-            "train_seconds": time.perf_counter() - began, "gpu_peak_mb": gpu, "processes": accelerator.num_processes,
-        }  # fmt: skip
+        about["steps"], about["train_seconds"] = updater.steps, time.perf_counter() - began
+        about["peak_rss_mb"] = peak_rss_mb()
+        about["gpu_peak_mb"] = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else 0.0
         save_field(run / "field.safetensors", state, recipe, about)
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -11,6 +11,7 @@ import yaml
 from harness import ROOT, TOY, Agreement, launch, relative_difference, run_alone, weight_difference
 from safetensors.torch import load_file
 
+from cpikan_hr.training.export import export
 from cpikan_hr.training.weights import load_field
 
 CONFIGS = sorted(path.stem for path in (ROOT / "accelerate_configs").glob("*.yaml"))
@@ -93,6 +94,10 @@ def test_two_processes_agree_with_one_and_resume_exactly(config, recipe, referen
         half = str(tmp_path / "checkpoints" / "step_00000010")
         launch(config, *program(recipe, tmp_path), "--training.resume", half).check()
         assert metrics(tmp_path, "loss") == pytest.approx(whole, rel=1e-6)
+    if config in RESUMED and config != "zero3_nvme":  # whose shards only resuming can join
+        trained = load_file(tmp_path / "field.safetensors")
+        joined = load_file(export(tmp_path, tmp_path / "joined.safetensors"))
+        assert all(torch.equal(joined[name], trained[name]) for name in trained) and joined.keys() == trained.keys()
 
 
 def test_nvme_swaps_large_groups_in_fp32_and_resumes_exactly(tmp_path):
