@@ -161,6 +161,7 @@ class TrainingOptions(Section):
     final_lr: float = Field(0.01, gt=0, le=1, description="learning rate at the end over the peak")
     accumulate: int = Field(1, ge=1, description="micro-batches per update")
     clip: float | None = Field(None, gt=0, description="largest gradient norm (null: off)")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights that are kept (null: off)")
     precision: Literal["no", "bf16", "fp16"] | None = Field(
         None, description="mixed precision (null: as the accelerate file says); derivatives stay fp32"
     )
@@ -168,13 +169,13 @@ class TrainingOptions(Section):
     checkpoint_steps: int | None = Field(None, ge=1, description="updates between checkpoints (null: off)")
     checkpoint_minutes: float | None = Field(10.0, gt=0, description="minutes between checkpoints (null: off)")
     keep: int = Field(2, ge=1, description="checkpoints kept")
-    resume: str = Field("auto", description="auto: newest checkpoint if there is one; never; or a checkpoint folder")
 
 
 class Recipe(Section):
     """A run: what is learned, by which field, and how it is trained."""
 
     output: str = Field(description="run folder, created")
+    resume: str = Field("auto", description="auto: newest checkpoint if there is one; never; or a checkpoint folder")
     problem: Problem
     field: FieldOptions
     start: StartOptions = StartOptions()

@@ -40,14 +40,14 @@ def complete(run: Path) -> list[Path]:
 
 
 def choose(run: Path, resume: str) -> Path | None:
-    """The checkpoint `--training.resume auto|never|PATH` asks for. Raises UserError for a path that is none."""
+    """The checkpoint `--resume auto|never|PATH` asks for. Raises UserError for a path that is none."""
     if resume == "never":
         return None
     if resume == "auto":
         return (complete(run) or [None])[-1]
     path = Path(resume)
     if not path.is_dir() or not path.name.startswith("step_"):
-        raise UserError(f"training.resume: {path} is not a checkpoint; give auto, never or a folder RUN/checkpoints/step_...")
+        raise UserError(f"resume: {path} is not a checkpoint; give auto, never or a folder RUN/checkpoints/step_...")
     return path
 
 

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from cpikan_hr.errors import UserError
 from cpikan_hr.recipe import load_recipe
-from cpikan_hr.training import checkpoints
+from cpikan_hr.training import checkpoints, ema
 from cpikan_hr.training.weights import save_field
 
 
@@ -25,7 +25,9 @@ def export(run: Path, out: Path | None = None) -> Path:
 
         state |= get_fp32_state_dict_from_zero_checkpoint(str(newest))
     else:
-        raise UserError(f"{newest}: its shards can only be joined by resuming; train on with --training.resume auto")
+        raise UserError(f"{newest}: its shards can only be joined by resuming; train on with --resume auto")
+    if (newest / ema.FILE).is_file():
+        state |= load_file(newest / ema.FILE)
     about = json.loads((run / "about.json").read_text())
     about["steps"] = int(newest.name[5:])
     save_field(out, state, load_recipe(run / "recipe.yaml"), about)

@@ -26,7 +26,7 @@ from cpikan_hr.runtime import peak_rss_mb
 from cpikan_hr.solvers.optimizers import build_optimizer, rate
 from cpikan_hr.solvers.start import fit_field
 from cpikan_hr.training import checkpoints
-from cpikan_hr.training.backend import full_state_dict, make_accelerator
+from cpikan_hr.training.backend import make_accelerator
 from cpikan_hr.training.trackers import Tracker
 from cpikan_hr.training.update import Updater
 from cpikan_hr.training.weights import save_field
@@ -45,7 +45,7 @@ def train(recipe: Recipe) -> Path:
     if recipe.batch.blocks < shares:
         raise UserError(f"batch.blocks is {recipe.batch.blocks}: give at least one per process and micro-batch, {shares} here")
     problem = build_problem(recipe)
-    checkpoint = checkpoints.choose(run, options.resume)
+    checkpoint = checkpoints.choose(run, recipe.resume)
     if accelerator.is_main_process:
         open_run(run, recipe, checkpoint)
     accelerator.wait_for_everyone()
@@ -55,7 +55,7 @@ def train(recipe: Recipe) -> Path:
     begin_field(field, problem, recipe, accelerator, run, resumed=checkpoint is not None)
     optimizer = build_optimizer(field, options, recipe.field)
     parameters = field.count_parameters()
-    updater = Updater(accelerator, field, optimizer, lambda step: rate(step, options), options.clip)
+    updater = Updater(accelerator, field, optimizer, lambda step: rate(step, options), options.clip, options.ema)
     if checkpoint is not None:
         checkpoints.load(updater, checkpoint)
     about = {
@@ -66,7 +66,7 @@ def train(recipe: Recipe) -> Path:
     if accelerator.is_main_process:
         (run / "about.json").write_text(json.dumps(about))  # what `export` needs where the run does not end
     run_steps(updater, problem, recipe, run)
-    state = full_state_dict(accelerator, updater.model)
+    state = updater.weights()
     if accelerator.is_main_process:
         about["steps"], about["train_seconds"] = updater.steps, time.perf_counter() - began
         about["peak_rss_mb"] = peak_rss_mb()
@@ -85,7 +85,7 @@ def open_run(run: Path, recipe: Recipe, checkpoint: Path | None) -> None:
         if checkpoint is None:
             (run / "metrics.jsonl").unlink(missing_ok=True)
         elif resolved.exists() and _identity(resolved.read_text()) != _identity(dump_recipe(recipe)):
-            raise UserError(f"{resolved}: the run was begun with another field, problem or batch; give another output, or --training.resume never")
+            raise UserError(f"{resolved}: the run was begun with another field, problem or batch; give another output, or --resume never")
         resolved.write_text(dump_recipe(recipe))
     except OSError as error:
         raise UserError(f"output {run}: cannot be written ({error.strerror}); choose another folder") from None

@@ -30,6 +30,8 @@ def save_state(updater: Updater, folder: Path) -> None:
         _save_partitions(updater, folder)
     else:
         updater.accelerator.save_state(str(folder))
+    if updater.average and updater.accelerator.is_main_process:
+        updater.average.save(folder)
 
 
 def load_state(updater: Updater, folder: Path) -> None:
@@ -43,6 +45,8 @@ def load_state(updater: Updater, folder: Path) -> None:
         _load_partitions(updater, folder)
     else:
         updater.accelerator.load_state(str(folder))
+    if updater.average:
+        updater.average.load(folder)
 
 
 def _partition_file(accelerator: Accelerator, folder: Path) -> Path:

@@ -21,7 +21,8 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from cpikan_hr.errors import UserError
-from cpikan_hr.training.backend import check_optimizer
+from cpikan_hr.training.backend import check_optimizer, full_state_dict
+from cpikan_hr.training.ema import WeightAverage
 
 # With fp16 an overflow is how the loss scale is found; this many in a row (2^-25 of the first scale) is a fault.
 MAX_FP16_OVERFLOWS = 25
@@ -47,7 +48,7 @@ class NonFinite(UserError):
 class Updater:
     """Prepares model and optimizer for the backend, then makes updates.
 
-    Attributes: `model`, `optimizer` (prepared), `steps` (updates made; set it when resuming), `accumulate`.
+    Attributes: `model`, `optimizer` (prepared), `steps` (updates made; set it when resuming), `accumulate`, `average`.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Updater:
         optimizer: torch.optim.Optimizer,
         schedule: Callable[[int], float] | None = None,
         clip: float | None = None,
+        ema: float | None = None,
     ):
         """
         Args:
@@ -66,8 +68,9 @@ class Updater:
                 state in a checkpoint, and Accelerate's scheduler wrapper advances once per *process*.
             clip: largest global gradient norm, None for no clipping. Under DeepSpeed it has to be the value that
                 `make_accelerator` wrote into the engine's configuration.
+            ema: decay per update of the average of the weights that `weights` hands out, None for the weights themselves.
 
-        Raises: UserError where the optimizer cannot be offloaded.
+        Raises: UserError where the optimizer cannot be offloaded, or weights cannot be averaged.
         """
         check_optimizer(accelerator, optimizer)
         self.accelerator = accelerator
@@ -81,6 +84,7 @@ class Updater:
             configured = accelerator.deepspeed_plugin.deepspeed_config["gradient_clipping"]
             assert configured == (clip or 0.0), f"make_accelerator was told clip={configured}, Updater {clip}"
         self._watch = GradientWatch(model)  # hooks belong on the parameters before any wrapper reads them
+        self.average = WeightAverage(accelerator, model, ema) if ema else None
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         if accelerator.is_fsdp2:  # it has replaced the parameters by sharded ones
             self._watch = ShardedGradientWatch(self.model)
@@ -136,7 +140,14 @@ class Updater:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
+        if self.average:
+            self.average.update()
         return float(norm)
+
+    def weights(self) -> dict[str, Tensor] | None:
+        """Collective. The model's whole state, averaged weights where asked for, on the main process; else None."""
+        state = full_state_dict(self.accelerator, self.model)
+        return state | self.average.state() if state and self.average else state
 
     def _refuse_non_finite(self) -> None:
         """One all-reduce of two integers. A code is fault * ranks + rank, so MIN keeps the fault and who has it."""

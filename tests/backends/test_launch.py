@@ -92,12 +92,24 @@ def test_two_processes_agree_with_one_and_resume_exactly(config, recipe, referen
     if config in RESUMED:
         whole = metrics(tmp_path, "loss")
         half = str(tmp_path / "checkpoints" / "step_00000010")
-        launch(config, *program(recipe, tmp_path), "--training.resume", half).check()
+        launch(config, *program(recipe, tmp_path), "--resume", half).check()
         assert metrics(tmp_path, "loss") == pytest.approx(whole, rel=1e-6)
     if config in RESUMED and config != "zero3_nvme":  # whose shards only resuming can join
         trained = load_file(tmp_path / "field.safetensors")
         joined = load_file(export(tmp_path, tmp_path / "joined.safetensors"))
         assert all(torch.equal(joined[name], trained[name]) for name in trained) and joined.keys() == trained.keys()
+
+
+def test_averaged_weights_agree_under_zero2_and_are_refused_under_zero3(recipe, tmp_path):
+    averaged = ("--training.ema", "0.9", "--training.checkpoint_steps", "10")
+    run_alone(*program(recipe, tmp_path / "alone"), *averaged).check()
+    launch("zero2", *program(recipe, tmp_path / "zero2"), *averaged).check()
+    alone, zero2 = (load_file(tmp_path / name / "field.safetensors") for name in ("alone", "zero2"))
+    assert weight_difference(zero2, alone) < 1e-4
+    joined = load_file(export(tmp_path / "zero2", tmp_path / "joined.safetensors"))
+    assert all(torch.equal(joined[name], zero2[name]) for name in zero2)
+    stopped = launch("zero3", *program(recipe, tmp_path / "zero3"), *averaged)
+    assert stopped.codes != [0] and "error: training.ema needs whole weights" in stopped.output
 
 
 def test_nvme_swaps_large_groups_in_fp32_and_resumes_exactly(tmp_path):

@@ -128,3 +128,20 @@ def test_the_full_state_dict_has_the_bare_names_and_is_a_copy():
     assert all(value.dtype == torch.float64 for value in state.values())
     train(updater, [points()])
     assert not torch.equal(state["weight"], model.weight)
+
+
+def test_the_average_of_the_weights_follows_the_recursion_and_leaves_training_alone(tmp_path):
+    model, plain = Cubic(), Cubic()
+    updater, other = updater_of(model, ema=0.9), updater_of(plain)
+    expected = {name: value.detach().clone() for name, value in model.named_parameters()}
+    for step in range(4):
+        train(updater, [points(step)])
+        train(other, [points(step)])
+        expected = {name: 0.9 * old + 0.1 * dict(model.named_parameters())[name] for name, old in expected.items()}
+        if step == 1:
+            updater.average.save(tmp_path)
+            half = {name: value.clone() for name, value in updater.weights().items()}
+    assert all(torch.allclose(updater.weights()[name], expected[name], rtol=1e-12) for name in expected)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), plain.parameters(), strict=True))
+    updater.average.load(tmp_path)
+    assert all(torch.equal(updater.weights()[name], half[name]) for name in half)

@@ -1,0 +1,76 @@
+"""Peak resident memory of the main job against the size of the frames.
+
+    python benchmarks/memory.py [--megapixels 1 4 16 64] [--steps 3]
+
+For every size, each stage (synth, decode, train, render, evaluate) is a process of its own on a stack of 4 x 4 frames;
+its peak RSS is what the kernel accounts for it. A field has parameters in proportion to the picture, and Adam two more
+numbers for each: `field_mb` states them (weights, gradients and moments), everything else should not grow. Prints one
+JSON line; `growth` is the peak at the largest size, less the field's growth, over the peak at the second size. The limit
+is the frames themselves: `frames_mb` is what one would need to hold them.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+ASPECT = 9344 / 7000
+
+
+def peak_mb(*words: str) -> float:
+    """Runs `python -m ...` to its end; its peak RSS in MB."""
+    process = subprocess.Popen([sys.executable, "-m", *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    with process.stderr:
+        errors = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(errors.decode())
+    return usage.ru_maxrss * 1024 / 1e6
+
+
+def measure(megapixels: float, steps: int, folder: Path) -> dict[str, float]:
+    """Peak of every stage at one size, in MB."""
+    height = round((megapixels * 1e6 / ASPECT) ** 0.5)
+    width = round(height * ASPECT)
+    stack, run, tiff = folder / "stack", folder / "run", folder / "map.tif"
+    recipe = ("--config", "recipes/wafer.yaml", "--problem.stack", str(stack), "--output", str(run))
+    stages = {
+        "synth": ("cpikan_hr", "synth", str(stack), "--size", f"{width}x{height}"),
+        "decode": ("cpikan_hr", "decode", str(stack), "--out", str(tiff)),
+        "train": ("cpikan_hr.train", *recipe, "--training.steps", str(steps)),
+        "render": ("cpikan_hr", "render", str(run), "--out", str(tiff)),
+        "evaluate": ("cpikan_hr", "evaluate", str(run)),
+    }
+    peaks = {name: round(peak_mb(*words), 1) for name, words in stages.items()}
+    about = json.loads((run / "about.json").read_text())
+    return {**peaks, "field_mb": round(about["params"] * 16 / 1e6, 1), "frames_mb": round(16 * width * height / 1e6, 1)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megapixels", type=float, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--steps", type=int, default=3, help="updates after the start (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, default=None, help="where the stacks are made (default: temporary)")
+    args = parser.parse_args()
+    result = {}
+    for megapixels in args.megapixels:
+        folder = Path(tempfile.mkdtemp(prefix="memory-", dir=args.folder))
+        try:
+            result[f"{megapixels:g}"] = measure(megapixels, args.steps, folder)
+        finally:
+            shutil.rmtree(folder)
+    sizes = list(result.values())
+    base, last = sizes[min(1, len(sizes) - 1)], sizes[-1]
+    growth = {name: round(last[name] / base[name], 3) for name in ("synth", "decode", "render", "evaluate")}
+    growth["train"] = round((last["train"] - (last["field_mb"] - base["field_mb"])) / base["train"], 3)
+    print(json.dumps({"benchmark": "memory", "unit": "MB of peak RSS", "megapixels": result, "growth": growth}))
+
+
+if __name__ == "__main__":
+    main()
