@@ -88,9 +88,9 @@ class Chebyshev2DNetwork(Section):
     """Linear tensor-product Chebyshev expansion; with `input_map: sine` the cosine basis."""
 
     kind: Literal["chebyshev2d"] = "chebyshev2d"
-    degree: int = Field(7, ge=0, le=127, description="highest degree per axis")
+    degree: int | None = Field(7, ge=0, le=511, description="highest degree per axis (null: as many terms as the tile has pixels)")
     input_map: Literal["identity", "sine"] = Field("sine", description="sine: orthogonal on pixels; identity: polynomials")
-    terms: int | None = Field(None, ge=1, description="coefficients kept per tile and channel (null: all)")
+    sparse: bool = Field(False, description="each tile keeps the terms that stand out (see `start` and `target`), no others")
 
 
 Network = Annotated[
@@ -99,11 +99,13 @@ Network = Annotated[
 
 
 class LevelOptions(Section):
-    """One level: equal tiles that cover the domain, one network each."""
+    """One level: tiles that cover the domain, one network each; several strides make a quadtree of tiles."""
 
-    tile: int | None = Field(None, ge=2, description="tile stride in px (give this or `grid`)")
+    tile: int | list[int] | None = Field(
+        None, description="tile stride in px, or the strides of a quadtree's leaves, each half the one before (give this or `grid`)"
+    )
     grid: tuple[int, int] | None = Field(None, description="number of tiles [rows, columns] (give this or `tile`)")
-    overlap: float = Field(0.25, ge=0, le=1, description="width of the blend between neighbours over the tile stride")
+    overlap: float = Field(0.25, ge=0, le=1, description="width of the blend between neighbours over the (smallest) tile stride")
     lr_scale: float = Field(1.0, ge=0, description="this level's learning rate over `training.lr`; 0 keeps its start")
     network: Network
 
@@ -113,7 +115,19 @@ class LevelOptions(Section):
             raise ValueError("give either `tile` (px) or `grid` ([rows, columns])")
         if self.grid is not None and min(self.grid) < 1:
             raise ValueError("`grid` needs at least one tile per axis")
+        strides = self.strides
+        if strides is not None and (not strides or min(strides) < 2):
+            raise ValueError("`tile` is at least 2 px")
+        if strides is not None and any(large != 2 * small for large, small in zip(strides, strides[1:], strict=False)):
+            raise ValueError("`tile`: each stride of a quadtree is half the one before, e.g. [64, 32, 16, 8]")
+        if self.grid is not None and self.network.kind == "chebyshev2d" and self.network.degree is None:
+            raise ValueError("`degree: null` needs tiles of a number of pixels: give `tile`")
         return self
+
+    @property
+    def strides(self) -> list[int] | None:
+        """Tile strides in px, largest first; None for a level given by `grid`."""
+        return [self.tile] if isinstance(self.tile, int) else self.tile
 
 
 class FieldOptions(Section):

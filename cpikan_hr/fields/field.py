@@ -3,62 +3,134 @@
 import torch
 from torch import Tensor, nn
 
+from cpikan_hr.fields.lattice import add_lattice
 from cpikan_hr.fields.level import Level
 from cpikan_hr.fields.tiles import TileGrid
-from cpikan_hr.jets import Jet
-from cpikan_hr.networks import Chebyshev2D, build_network
-from cpikan_hr.recipe import FieldOptions
+from cpikan_hr.jets import Jet, row_count
+from cpikan_hr.networks import build_network
+from cpikan_hr.recipe import FieldOptions, LevelOptions
 
 
 class Field(nn.Module):
-    """Levels from coarse to fine over the domain [0, extent_a], one output per channel, in the data's unit."""
+    """Levels from coarse to fine over the domain [0, extent_a], one output per channel, in the data's unit.
 
-    def __init__(self, levels: list[Level], extent: tuple[float, ...]):
+    Levels work in channels of their own: `mix` `[C, C]`, orthonormal, turns them into the data's (the identity where
+    the recipe says `channels: plain`), so squared errors are the same on both sides.
+    `groups[k]`: which levels the recipe's level number k stands for (several for a quadtree).
+    """
+
+    def __init__(self, levels: list[Level], extent: tuple[float, ...], groups: list[list[int]] | None = None):
         super().__init__()
         self.levels = nn.ModuleList(levels)
         self.extent = tuple(float(length) for length in extent)
+        self.groups = groups or [[k] for k in range(len(levels))]
+        self.register_buffer("mix", torch.eye(levels[0].mean.shape[1]))
 
     @classmethod
-    def build(cls, options: FieldOptions, extent: tuple[float, ...], channels: int, seed: int = 0) -> "Field":
-        """From the recipe; weights are a function of the seed alone, and a fresh field is zero."""
-        levels = []
+    def build(cls, options: FieldOptions, extent: tuple[float, ...], channels: int, seed: int = 0,
+              active: dict[int, Tensor] | None = None) -> "Field":
+        """From the recipe; weights are a function of the seed alone, and a fresh field is zero.
+
+        `active`: per level number the tiles that have a network; a quadtree without it is its coarsest grid.
+        """
+        active = active or {}
+        levels: list[Level] = []
+        groups: list[list[int]] = []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            for level in options.levels:
-                grid = TileGrid.over(
-                    extent, stride=level.tile, counts=level.grid, overlap=level.overlap, window=options.window
-                )
-                network = build_network(
-                    tiles=grid.tiles, in_features=len(extent), out_features=channels, **level.network.model_dump()
-                )
-                network.zero_last()
-                levels.append(Level(grid, network, channels, options.chunk, options.checkpoint))
-        return cls(levels, extent)
+            for choice in options.levels:
+                grids = level_grids(choice, extent, options.window)
+                groups.append(list(range(len(levels), len(levels) + len(grids))))
+                for place, grid in enumerate(grids):
+                    tiles = active.get(len(levels))
+                    if tiles is None and len(grids) > 1:
+                        tiles = torch.arange(grid.tiles if place == 0 else 0)
+                    levels.append(_build_level(options, choice, grid, extent, channels, tiles))
+        return cls(levels, extent, groups)
+
+    @classmethod
+    def from_state(cls, options: FieldOptions, extent: tuple[float, ...], channels: int, state: dict[str, Tensor],
+                   seed: int = 0) -> "Field":
+        """The field whose `state_dict` (or whose `layout` alone) `state` is. RuntimeError where it does not fit."""
+        active = {}
+        for name, value in state.items():
+            first, _, rest = name.removeprefix("levels.").partition(".")
+            if rest == "active":
+                active[int(first)] = value
+        field = cls.build(options, extent, channels, seed, active)
+        missing, unexpected = field.load_state_dict(state, strict=False)
+        parameters = dict(field.named_parameters())
+        if unexpected or any(name not in parameters for name in missing):
+            raise RuntimeError(f"tensors do not fit the recipe: {', '.join([*unexpected, *missing][:3])}")
+        return field
 
     def forward(self, points: Tensor, order: str = "value", active: int | None = None) -> Jet:
-        """The jet [R, N, C] at float64 points [N, D]; only the first `active` levels contribute (None: all).
+        """The jet [R, N, C] at float64 points [N, D]; only the recipe's first `active` levels contribute (None: all).
 
         A level that does not contribute yet is evaluated at one point and weighted with zero, because data-parallel
         backends wait for a gradient of every parameter.
         """
         rows = 0
-        for number, level in enumerate(self.levels):
-            if active is None or number < active:
-                rows = rows + level(points, order)
-            elif torch.is_grad_enabled():
-                rows = rows + 0.0 * level(points[:1], order)
-        return Jet(rows, order, points.shape[1])
+        for number, group in enumerate(self.groups):
+            for level in (self.levels[k] for k in group):
+                if active is None or number < active:
+                    rows = rows + level(points, order)
+                elif torch.is_grad_enabled():
+                    rows = rows + 0.0 * level(points[:1], order)
+        return Jet(rows @ self.mix, order, points.shape[1])
 
     @torch.no_grad()
-    def grid(self, ys: Tensor, xs: Tensor, order: str = "value", levels: int | None = None) -> Tensor:
-        """Jet rows [R, H, W, C] on the product of ascending float64 coordinates; the first `levels` levels (None: all)."""
-        return sum(level.grid(ys, xs, order) for level in self.levels[:levels])
+    def lattice(self, ys: Tensor, xs: Tensor, order: str = "value", groups: int | None = None, mixed: bool = True) -> Tensor:
+        """Jet rows [R, C, H, W] on the product of ascending float64 coordinates; the recipe's first `groups` levels.
+
+        `mixed` False leaves the levels' own channels.
+        """
+        chosen = [self.levels[k] for group in self.groups[:groups] for k in group]
+        margin = max((_points_per_tile(level, xs) for level in chosen), default=0)
+        channels = self.mix.shape[0]
+        out = self.mix.new_zeros(row_count(order, 2), len(ys), channels, len(xs) + margin)
+        for level in chosen:
+            add_lattice(level, out, ys, xs, order)
+        out = out[..., : len(xs)].transpose(1, 2)
+        return torch.einsum("rkhw,kc->rchw", out, self.mix) if mixed and channels > 1 else out
+
+    def layout(self) -> dict[str, Tensor]:
+        """What `state_dict` holds beside the parameters: tiles and terms in use, means, scales. Enough to build it again."""
+        parameters = dict(self.named_parameters())
+        return {name: value for name, value in self.state_dict().items() if name not in parameters}
 
     def count_parameters(self) -> int:
-        """Trained numbers: parameters, for a sparse Chebyshev level the terms in use."""
-        total = 0
-        for level in self.levels:
-            network = level.network
-            sparse = isinstance(network, Chebyshev2D)
-            total += network.count_terms() if sparse else sum(p.numel() for p in network.parameters())
-        return total
+        """Fitted numbers of all levels."""
+        return sum(level.count_parameters() for level in self.levels)
+
+
+def level_grids(choice: LevelOptions, extent: tuple[float, ...], window: str) -> list[TileGrid]:
+    """The grids a recipe's level stands for: one, or one per leaf size of a quadtree, all with one blend width."""
+    if choice.grid is not None:
+        return [TileGrid.over(extent, counts=choice.grid, overlap=choice.overlap, window=window)]
+    strides = choice.strides
+    blend = choice.overlap * strides[-1]
+    return [TileGrid.over(extent, stride=stride, overlap=blend / stride, window=window) for stride in strides]
+
+
+def _build_level(options: FieldOptions, choice: LevelOptions, grid: TileGrid, extent, channels: int,
+                 active: Tensor | None) -> Level:
+    network = choice.network.model_dump()
+    linear = network["kind"] == "chebyshev2d"
+    if linear and network["degree"] is None:  # as many terms as pixels
+        network["degree"] = tuple(max(0, round(2 * axis.half) - 1) for axis in grid.axes)
+    tiles = grid.tiles if active is None else len(active)
+    built = None
+    if tiles:
+        built = build_network(tiles=tiles, in_features=len(extent), out_features=channels, **network)
+        built.zero_last()
+    return Level(grid, built, channels, options.chunk, options.checkpoint, active, per_tile=not linear)
+
+
+def _points_per_tile(level: Level, xs: Tensor) -> int:
+    """An upper bound of the lattice points that one tile sees along x."""
+    axis = level.tile_grid.axes[1]
+    if len(xs) < 2:
+        return len(xs)
+    spacing = float((xs[1:] - xs[:-1]).min())
+    return min(len(xs), int(2 * axis.half / max(spacing, 1e-9)) + 2)

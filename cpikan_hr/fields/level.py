@@ -1,7 +1,10 @@
-"""One level of a field: equal tiles over the domain, one batched network, windows that sum to one.
+"""One level of a field: equal tiles, one batched network, windows that sum to one over all tiles of the grid.
 
-Two geometries, one formula. Scattered points are sent to the tiles that see them (`forward`, for training);
-coordinate vectors span a grid whose tiles are evaluated row by row (`grid`, for start and rendering).
+Only the `active` tiles have a network; the others contribute nothing. A quadtree is several levels of one blend width
+whose active tiles together cover the domain once (see `fields/quadtree.py`).
+
+Two geometries, one formula. Scattered points are sent to the tiles that see them (`forward`, for training); coordinate
+vectors span a lattice (`fields/lattice.py`, for start and rendering).
 """
 
 from dataclasses import dataclass
@@ -10,36 +13,77 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cpikan_hr.fields.tiles import TileGrid, product_rows
+from cpikan_hr.fields.tiles import TileGrid
 from cpikan_hr.jets import Jet, multiply, row_count, seed
-from cpikan_hr.networks import Chebyshev2D, TiledNetwork
+from cpikan_hr.networks import TiledNetwork
 
 GROUP = 4096  # most points of one tile handled together; bounds the padding of a level with few tiles
 
 
 @dataclass(frozen=True)
 class Dispatch:
-    """Points grouped by tile and padded: point number (N where padded), tile and window of every slot."""
+    """Points grouped by tile and padded: tile, its slot in the network, point numbers (N where padded), windows."""
 
     tiles: Tensor  # [t]
+    slots: Tensor  # [t]
     points: Tensor  # [t, P]
     windows: Tensor  # [t, P, R] float64, zero where padded
 
 
 class Level(nn.Module):
-    """Sum over tiles of window * (mean + scale * network(local coordinates)), outputs [.., C] in the data's unit."""
+    """Sum over active tiles of window * (mean + scale * network(local coordinates)), outputs [.., C] in the data's unit.
 
-    def __init__(self, grid: TileGrid, network: TiledNetwork, channels: int, chunk: int, recompute: bool = False):
+    `mean` and `scale` are one row for all tiles, or (`per_tile`) one per active tile: then they count as parameters.
+    `active`: ascending int64 numbers of the tiles that have a network; None: all.
+    """
+
+    def __init__(self, grid: TileGrid, network: TiledNetwork | None, channels: int, chunk: int, recompute: bool = False,
+                 active: Tensor | None = None, per_tile: bool = False):
         super().__init__()
         self.tile_grid = grid
-        self.network = network
         self.chunk = chunk
         self.recompute = recompute
-        self.register_buffer("mean", torch.zeros(grid.tiles, channels))
-        self.register_buffer("scale", torch.ones(grid.tiles, channels))
+        self.per_tile = per_tile
+        self.set_tiles(active, network, channels)
+
+    def set_tiles(self, active: Tensor | None, network: TiledNetwork | None, channels: int) -> None:
+        """Gives the level a network for other tiles; None where `active` is empty. Comes before any optimizer."""
+        self.network = network
+        rows = network.tiles if self.per_tile and network is not None else 1
+        self.register_buffer("mean", torch.zeros(rows, channels))
+        self.register_buffer("scale", torch.ones(rows, channels))
+        self.register_buffer("active", active)
+        slots = None
+        if active is not None:
+            slots = torch.full((self.tile_grid.tiles,), -1, dtype=torch.int32)
+            slots[active] = torch.arange(len(active), dtype=torch.int32)
+        self.register_buffer("slots", slots, persistent=False)
+
+    @property
+    def active_tiles(self) -> Tensor:
+        """Numbers [t] of the tiles that have a network, in the network's order."""
+        return self.active if self.active is not None else torch.arange(self.tile_grid.tiles, device=self.mean.device)
+
+    def slots_of(self, tiles: Tensor) -> Tensor:
+        """Index of tiles in the network; negative where they have none."""
+        return tiles if self.slots is None else self.slots[tiles].long()
+
+    def mean_of(self, slots: Tensor) -> Tensor:
+        return self.mean[slots] if self.per_tile else self.mean
+
+    def scale_of(self, slots: Tensor) -> Tensor:
+        return self.scale[slots] if self.per_tile else self.scale
+
+    def normalised(self, jet: Jet, slots: Tensor) -> Jet:
+        """mean + scale * jet, rows [t, R, P, C]."""
+        rows = jet.rows.to(self.mean.dtype) * self.scale_of(slots)[:, None, None]
+        value = rows[:, :1] + self.mean_of(slots)[:, None, None]
+        return jet._replace(rows=torch.cat([value, rows[:, 1:]], dim=1))
 
     def forward(self, points: Tensor, order: str) -> Tensor:
         """Jet rows [R, N, C] at float64 points [N, D]."""
+        if self.network is None:
+            return self.mean.new_zeros(row_count(order, points.shape[1]), len(points), self.mean.shape[1])
         dispatch = self.dispatch(points, order)
         rows = self.mean.new_zeros(row_count(order, points.shape[1]), len(points) + 1, self.mean.shape[1])
         padded = torch.cat([points, points.new_zeros(1, points.shape[1])])
@@ -47,7 +91,7 @@ class Level(nn.Module):
         for start in range(0, len(dispatch.tiles), step):
             part = slice(start, start + step)
             numbers = dispatch.points[part]
-            arguments = (padded[numbers], dispatch.tiles[part], dispatch.windows[part], order)
+            arguments = (padded[numbers], dispatch.tiles[part], dispatch.slots[part], dispatch.windows[part], order)
             if self.recompute and torch.is_grad_enabled():
                 out = checkpoint(self.blend, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
@@ -55,25 +99,25 @@ class Level(nn.Module):
             rows = rows.index_add(1, numbers.flatten(), out.transpose(0, 1).flatten(1, 2))
         return rows[:, :-1]
 
-    def blend(self, points: Tensor, tiles: Tensor, windows: Tensor, order: str) -> Tensor:
+    def blend(self, points: Tensor, tiles: Tensor, slots: Tensor, windows: Tensor, order: str) -> Tensor:
         """Windowed jet rows [t, R, P, C] of tiles [t] at points [t, P, D]."""
-        local = self.tile_grid.local(points, tiles[:, None])
+        # Padding lies outside the tile, where polynomials overflow: their zero window could not undo that.
+        local = self.tile_grid.local(points, tiles[:, None]).clamp(-1, 1)
         dtype = self.mean.dtype
         inverse = self.tile_grid.inverse_half.to(points.device)
-        jet = self.network(seed(local.to(dtype), order, inverse.to(dtype)), tiles)
-        return self._windowed(jet, tiles, windows)
-
-    def _windowed(self, jet: Jet, tiles: Tensor, windows: Tensor) -> Tensor:
-        rows = jet.rows.to(self.mean.dtype) * self.scale[tiles][:, None, None]
-        value = rows[:, :1] + self.mean[tiles][:, None, None]
-        rows = torch.cat([value, rows[:, 1:]], dim=1)
-        window = windows.to(rows.dtype).transpose(-1, -2)[..., None]
-        return multiply(Jet(rows, jet.order, jet.dim), Jet(window, jet.order, jet.dim)).rows
+        jet = self.normalised(self.network(seed(local.to(dtype), order, inverse.to(dtype)), slots), slots)
+        window = windows.to(dtype).transpose(-1, -2)[..., None]
+        return multiply(jet, Jet(window, jet.order, jet.dim)).rows
 
     @torch.no_grad()
     def dispatch(self, points: Tensor, order: str) -> Dispatch:
-        """Sends every point to the tiles whose window is positive there."""
+        """Sends every point to the active tiles whose window is positive there."""
         point, tile, window = self.tile_grid.cover(points, order)
+        if self.slots is not None:
+            here = self.slots[tile] >= 0
+            point, tile, window = point[here], tile[here], window[here]
+            if not len(tile):  # data-parallel backends wait for every gradient: one point with a window of zero
+                point, tile, window = point.new_zeros(1), self.active[:1], window.new_zeros(1, row_count(order, points.shape[1]))
         tile, by_tile = torch.sort(tile, stable=True)
         point, window = point[by_tile], window[by_tile]
         tiles, counts = torch.unique_consecutive(tile, return_counts=True)
@@ -87,72 +131,12 @@ class Level(nn.Module):
         windows = window.new_zeros(*numbers.shape, window.shape[1])
         numbers[row, slot % GROUP] = point
         windows[row, slot % GROUP] = window
-        return Dispatch(torch.repeat_interleave(tiles, parts), numbers, windows)
+        tiles = torch.repeat_interleave(tiles, parts)
+        return Dispatch(tiles, self.slots_of(tiles), numbers, windows)
 
-    @torch.no_grad()
-    def grid(self, ys: Tensor, xs: Tensor, order: str = "value") -> Tensor:
-        """Jet rows [R, H, W, C] on the product of ascending float64 coordinates ys [H] and xs [W]; two axes only."""
-        axis_y, axis_x = self.tile_grid.axes
-        span_y, span_x = span(axis_y, ys), span(axis_x, xs)
-        rows = self.mean.new_zeros(row_count(order, 2), len(ys), len(xs) + 1, self.mean.shape[1])
-        per_tile = span_y.numbers.shape[1] * span_x.numbers.shape[1] * rows.shape[0]
-        step = max(1, self.chunk // per_tile)
-        for i, row in enumerate(span_y.tiles.tolist()):
-            number_y = span_y.numbers[i]
-            first, height = int(number_y[0]), int((number_y < len(ys)).sum())
-            strip = rows.new_zeros(rows.shape[0], len(number_y), *rows.shape[2:])
-            for start in range(0, len(span_x.tiles), step):
-                part = slice(start, start + step)
-                tiles = row * axis_x.count + span_x.tiles[part]
-                out = self._grid_tiles(span_y.pick(slice(i, i + 1)), span_x.pick(part), tiles, order)
-                strip.index_add_(2, span_x.numbers[part].flatten(), out)  # neighbours overlap: their sum is the blend
-            rows[:, first : first + height] += strip[:, :height]
-        return rows[:, :, :-1]
-
-    def _grid_tiles(self, span_y: "Span", span_x: "Span", tiles: Tensor, order: str) -> Tensor:
-        """Windowed rows [R, Py, t * Px, C] of one row of tiles."""
-        height, width = span_y.points.shape[1], span_x.points.shape[1]
-        count, dtype = len(tiles), self.mean.dtype
-        factor_y = span_y.windows[:, :, :, None].expand(-1, count, -1, width).reshape(3, -1)
-        factor_x = span_x.windows[:, :, None, :].expand(-1, -1, height, -1).reshape(3, -1)
-        windows = product_rows([factor_y, factor_x], order).reshape(count, height * width, -1)
-        inverse = self.tile_grid.inverse_half.to(tiles.device).to(dtype)
-        local_y, local_x = span_y.local.to(dtype).expand(count, -1), span_x.local.to(dtype)
-        if isinstance(self.network, Chebyshev2D):
-            jet = self.network.grid(local_y, local_x, order, inverse, tiles)
-        else:
-            pairs = torch.stack([local_y[:, :, None].expand(-1, -1, width), local_x[:, None].expand(-1, height, -1)], -1)
-            jet = self.network(seed(pairs.reshape(count, -1, 2), order, inverse), tiles)
-        out = self._windowed(jet, tiles, windows)
-        return out.unflatten(2, (height, width)).permute(1, 2, 0, 3, 4).flatten(2, 3)
-
-
-@dataclass(frozen=True)
-class Span:
-    """The tiles of one axis that see some of the coordinates, padded: see `span`."""
-
-    tiles: Tensor  # [t]
-    numbers: Tensor  # [t, P] index of each coordinate
-    points: Tensor  # [t, P]
-    local: Tensor  # [t, P]
-    windows: Tensor  # [3, t, P], zero where padded
-
-    def pick(self, part: slice) -> "Span":
-        return Span(self.tiles[part], self.numbers[part], self.points[part], self.local[part], self.windows[:, part])
-
-
-def span(axis, x: Tensor) -> Span:
-    """Which ascending coordinates x [n] each tile of an axis sees; padding has number n and window zero."""
-    low, high = zip(*(axis.bounds(i) for i in range(axis.count)), strict=True)
-    first = torch.searchsorted(x, torch.tensor(low, dtype=x.dtype, device=x.device), right=False)
-    last = torch.searchsorted(x, torch.tensor(high, dtype=x.dtype, device=x.device), right=True)
-    tiles = torch.nonzero(last > first)[:, 0]
-    first, last = first[tiles], last[tiles]
-    width = int((last - first).max())
-    numbers = first[:, None] + torch.arange(width, device=x.device)
-    padded = numbers >= last[:, None]
-    points = x[numbers.clamp(max=len(x) - 1)]
-    local = (points - axis.centre(tiles)[:, None]) / axis.half
-    windows = torch.stack(axis.windows(points, tiles[:, None]))
-    windows = windows.masked_fill(padded, 0.0)
-    return Span(tiles, numbers.masked_fill(padded, len(x)), points, local.masked_fill(padded, 0.0), windows)
+    def count_parameters(self) -> int:
+        """Fitted numbers: the network's parameters and, per tile, mean and scale."""
+        if self.network is None:
+            return 0
+        fitted = sum(p.numel() for p in self.network.parameters())
+        return fitted + (self.mean.numel() + self.scale.numel() if self.per_tile else 0)

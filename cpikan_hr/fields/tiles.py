@@ -28,7 +28,7 @@ class TileAxis:
     @property
     def half(self) -> float:
         """Half-size s of every tile's support; local coordinates are (x - centre) / half."""
-        return self.stride * (1 + self.overlap * (self.count > 1)) / 2
+        return self.stride * (1 + self.overlap) / 2
 
     def centre(self, index: Tensor) -> Tensor:
         return self.origin + (index.double() + 0.5) * self.stride
@@ -82,7 +82,8 @@ class TileGrid:
         for axis, length in enumerate(extent):
             count = counts[axis] if counts else max(1, -int(-length // stride))
             step = length / count if counts else float(stride)
-            axes.append(TileAxis(count, step, overlap, window=window))
+            # The one tile of a whole axis has nobody to blend with.
+            axes.append(TileAxis(count, step, 0.0 if counts and count == 1 else overlap, window=window))
         return cls(tuple(axes))
 
     @property

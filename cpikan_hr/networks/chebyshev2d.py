@@ -1,19 +1,19 @@
 """Chebyshev2D: per tile the linear tensor-product expansion u(y, x) = sum_mn a_mn T_m(s(y)) T_n(s(x)).
 
-The linear member of the family: solved in closed form, evaluated separably on a grid, and able to keep only its
-largest coefficients per tile. With the `sine` input map it is the cosine expansion of a tile.
+The linear member of the family: solved in closed form, evaluated separably on a lattice, and able to keep any subset of
+its terms in each tile. With the `sine` input map it is the cosine expansion of a tile, orthogonal on pixel centres.
 
-Invariants: coordinate 0 is y (index m), coordinate 1 is x (index n); the dense coefficient (m, n) has the flat index
-m (N + 1) + n; a term with a negative index is unused, its coefficient counts as zero and gets no gradient.
+Invariants: coordinate 0 is y (index m), coordinate 1 is x (index n). A dense network has coefficients
+`[tiles, C, (M + 1)(N + 1)]`. A sparse one lists only the terms in use, tile after tile: `coefficients [K]`, their flat
+indices (c (M + 1) + m)(N + 1) + n in `index [K]`, ascending within a tile, and where each tile begins in
+`offset [tiles + 1]`. Terms that are not listed are zero and are no parameters.
 """
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..jets import Jet, full_precision, pairs, row_count
+from ..jets import Jet, full_precision, pairs
 from .base import TiledNetwork, assign, select
 from .chebyshev_kernels import INPUT_MAPS, chebyshev_derivatives
 
@@ -21,23 +21,12 @@ from .chebyshev_kernels import INPUT_MAPS, chebyshev_derivatives
 LOCAL_DERIVATIVES = [(0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2)]
 
 
-class Grid(NamedTuple):
-    """Points y x x of a tile in local coordinates. `y` `[t, Py]`, `x` `[t, Px]`, `inverse_scale` 1 / s: `[2]` or
-    `[t, 2]`, or None for derivatives with respect to the local coordinates."""
-
-    y: Tensor
-    x: Tensor
-    order: str
-    inverse_scale: Tensor | None
-
-
 class Chebyshev2D(TiledNetwork):
-    """`degree`: one for both axes or [degree_y, degree_x]. `coefficients` is `[tiles, C, K]`.
+    """`degree`: one for both axes or [degree_y, degree_x].
 
-    `terms` None keeps all K = (M + 1)(N + 1) coefficients; a number keeps that many per tile and channel, those that
-    `set_coefficients` finds largest (until then the ones of lowest total degree), listed in the int32 buffer `index`.
-    Coefficients start at zero; `generator` belongs to the common interface, nothing here is random.
-    UserError for other than two inputs, an unknown map, or more terms than int32 can name.
+    `sparse`: only listed terms exist; a fresh network has the constant of every tile and channel, `set_terms` replaces
+    the list. Coefficients start at zero; `generator` belongs to the common interface, nothing here is random.
+    UserError for other than two inputs, or an unknown map.
     """
 
     def __init__(
@@ -48,7 +37,7 @@ class Chebyshev2D(TiledNetwork):
         *,
         degree: int | tuple[int, int] = 15,
         input_map: str = "sine",
-        terms: int | None = None,
+        sparse: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(tiles, in_features, out_features)
@@ -58,19 +47,81 @@ class Chebyshev2D(TiledNetwork):
             raise UserError(f"unknown input_map {input_map!r}: choose one of {', '.join(INPUT_MAPS)}")
         self.degree = (degree, degree) if isinstance(degree, int) else tuple(degree)
         self.input_map, self.shape = input_map, (self.degree[0] + 1, self.degree[1] + 1)
-        dense = self.shape[0] * self.shape[1]
-        if min(self.degree) < 0 or dense > 2**15:
-            raise UserError(f"chebyshev2d degree {list(self.degree)}: it must be >= 0 with at most 32768 coefficients")
-        if terms is not None and not 1 <= terms <= dense:
-            raise UserError(f"chebyshev2d terms {terms}: give 1 to {dense}, or null for all")
-        self.terms = terms
-        self.coefficients = nn.Parameter(torch.zeros(tiles, out_features, terms or dense))
-        index = None
-        if terms is not None:
-            total = torch.arange(self.shape[0])[:, None] + torch.arange(self.shape[1])
-            lowest = total.flatten().argsort(stable=True)[:terms]
-            index = lowest.to(torch.int32).expand(tiles, out_features, terms).contiguous()
-        self.register_buffer("index", index)
+        if min(self.degree) < 0 or max(self.degree) > 511:
+            raise UserError(f"chebyshev2d degree {list(self.degree)}: it must be from 0 to 511")
+        self.sparse = sparse
+        self.register_buffer("index", None)
+        self.register_buffer("offset", None)
+        if sparse:
+            constant = torch.arange(out_features) * (self.shape[0] * self.shape[1])
+            self.set_terms(torch.full((tiles,), out_features), constant.repeat(tiles), torch.zeros(tiles * out_features))
+        else:
+            self.coefficients = nn.Parameter(torch.zeros(tiles, out_features, self.shape[0] * self.shape[1]))
+
+    # ----------------------------------------------------------------------------------------------- terms in use
+
+    @torch.no_grad()
+    def set_terms(self, counts: Tensor, index: Tensor, values: Tensor) -> None:
+        """Replaces all terms of a sparse network: `counts` `[tiles]`, `index` and `values` `[K]`, tile after tile.
+
+        Makes a new parameter, so it comes before any optimizer.
+        """
+        device = self.index.device if self.index is not None else values.device
+        self.index = index.to(device, torch.int32)
+        self.offset = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(device, torch.int32)
+        self.coefficients = nn.Parameter(values.to(device, torch.float32).contiguous())
+        self.coefficients.tile_of = self.tile_of  # a flat parameter cannot tell by its shape
+
+    def tile_of(self, number: int) -> int:
+        """The tile that coefficient `number` of a sparse network belongs to."""
+        return int(torch.searchsorted(self.offset, number, right=True)) - 1
+
+    def _load_from_state_dict(self, state, prefix, *arguments) -> None:
+        if self.sparse and prefix + "index" in state:  # as many terms as the file has
+            index, offset = state[prefix + "index"], state[prefix + "offset"]
+            if index.numel() != self.index.numel():
+                values = state.get(prefix + "coefficients", torch.zeros(index.numel()))
+                self.set_terms(offset.diff(), index, values)
+        super()._load_from_state_dict(state, prefix, *arguments)
+
+    def dense(self, tiles: Tensor | None = None) -> Tensor:
+        """All coefficients of `tiles`, zeros where a term is not in use: `[t, C, M + 1, N + 1]`."""
+        if not self.sparse:
+            return select(self.coefficients, tiles).unflatten(2, self.shape)
+        number, tile = self._listed(tiles)
+        count = self.tiles if tiles is None else len(tiles)
+        size = self.out_features * self.shape[0] * self.shape[1]
+        values = self.coefficients.index_select(0, number)
+        flat = values.new_zeros(count * size).index_add(0, tile * size + self.index[number], values)
+        return flat.view(count, self.out_features, *self.shape)
+
+    @torch.no_grad()
+    def lattice_coefficients(self, tiles: Tensor) -> Tensor:
+        """The same as `[M + 1, C, t, N + 1]`, the layout in which both contractions of a lattice are one GEMM."""
+        if not self.sparse:
+            return select(self.coefficients, tiles).unflatten(2, self.shape).permute(2, 1, 0, 3).contiguous()
+        number, tile = self._listed(tiles)
+        index = self.index[number].long()
+        channel, m, n = torch.unravel_index(index, (self.out_features, *self.shape))
+        place = ((m * self.out_features + channel) * len(tiles) + tile) * self.shape[1] + n
+        flat = self.coefficients.new_zeros(self.out_features * len(tiles) * self.shape[0] * self.shape[1])
+        flat[place] = self.coefficients[number]
+        return flat.view(self.shape[0], self.out_features, len(tiles), self.shape[1])
+
+    def _listed(self, tiles: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Numbers [K'] of the coefficients of `tiles`, and which of the `tiles` each belongs to."""
+        offset = self.offset.long()
+        first, counts = offset[:-1], offset.diff()
+        if tiles is not None:
+            first, counts = first[tiles], counts[tiles]
+        tile = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+        place = torch.arange(len(tile), device=counts.device) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+        return first[tile] + place, tile
+
+    def zero_last(self) -> None:
+        nn.init.zeros_(self.coefficients)
+
+    # ------------------------------------------------------------------------------------------------- evaluation
 
     def basis(self, xi: Tensor, axis: int, order: str) -> Tensor:
         """T_0..T_M of s(xi) and, by order, their first and second derivatives with respect to xi.
@@ -85,61 +136,9 @@ class Chebyshev2D(TiledNetwork):
             columns += [torch.stack(b, dim=1) for b in derivatives]
         return torch.stack(columns, dim=-1)
 
-    def dense(self, tiles: Tensor | None = None) -> Tensor:
-        """All coefficients of `tiles`, zeros where a term is not kept: `[t, C, M + 1, N + 1]`."""
-        values = select(self.coefficients, tiles)
-        if self.index is not None:
-            index = select(self.index, tiles).long()
-            values = torch.where(index < 0, torch.zeros_like(values), values)
-            full = values.new_zeros(*values.shape[:2], self.shape[0] * self.shape[1])
-            values = full.scatter_add(2, index.clamp(min=0), values)
-        return values.unflatten(2, self.shape)
-
-    def forward(self, points: Jet | Grid, tiles: Tensor | None = None) -> Jet:
-        """Scattered points as the jet of their coordinates, `[t, R, P, 2] -> [t, R, P, C]`, or a `Grid`.
-
-        Both go through `forward` because ZeRO-3 gathers the coefficients there.
-        """
-        with full_precision(points.order):
-            coefficients = self.dense(tiles)
-            if isinstance(points, Grid):
-                return self._on_grid(points, coefficients.to(points.y.dtype))
-            return self._scattered(points, coefficients.to(points.rows.dtype))
-
-    def grid(
-        self,
-        y: Tensor,
-        x: Tensor,
-        order: str = "value",
-        inverse_scale: Tensor | None = None,
-        tiles: Tensor | None = None,
-    ) -> Jet:
-        """The jet on the grid y x x, evaluated separably: rows `[t, R, Py * Px, C]`, x running fastest."""
-        return self(Grid(y, x, order, inverse_scale), tiles)
-
-    def _on_grid(self, grid: Grid, coefficients: Tensor) -> Jet:
-        by, bx = self.basis(grid.y, 0, grid.order), self.basis(grid.x, 1, grid.order)
-        tiles, channels = coefficients.shape[:2]
-        count_y, count_x = grid.y.shape[-1], grid.x.shape[-1]
-        scale = grid.y.new_ones(2) if grid.inverse_scale is None else grid.inverse_scale.to(grid.y)
-        scale = scale.expand(tiles, 2)
-        # [t, C, M + 1, k Px]: the contraction along x is shared by all rows
-        along_x = coefficients @ bx.flatten(1, 2).transpose(1, 2).unsqueeze(1)
-        along_x = along_x.unflatten(-1, (-1, count_x)).unbind(-2)
-
-        def term(dy: int, dx: int) -> Tensor:
-            values = by[:, dy].unsqueeze(1) @ along_x[dx]  # [t, C, Py, Px]
-            factor = scale[:, 0] ** dy * scale[:, 1] ** dx
-            return (values * factor[:, None, None, None]).permute(0, 2, 3, 1).reshape(tiles, -1, channels)
-
-        rows = [term(*d) for d in LOCAL_DERIVATIVES[: {"value": 1}.get(grid.order, 3)]]
-        if grid.order == "laplacian":
-            rows.append(term(2, 0) + term(0, 2))
-        elif grid.order == "hessian":
-            rows += [term(*d) for d in LOCAL_DERIVATIVES[3:]]
-        jet = Jet(torch.stack(rows, dim=1), grid.order, 2)
-        assert jet.rows.shape[1:3] == (row_count(grid.order, 2), count_y * count_x)
-        return jet
+    def forward(self, jet: Jet, tiles: Tensor | None = None) -> Jet:
+        with full_precision(jet.order):
+            return self._scattered(jet, self.dense(tiles).to(jet.rows.dtype))
 
     def _scattered(self, jet: Jet, coefficients: Tensor) -> Jet:
         by, bx = self.basis(jet.value[..., 0], 0, jet.order), self.basis(jet.value[..., 1], 1, jet.order)
@@ -170,43 +169,14 @@ class Chebyshev2D(TiledNetwork):
             rows += [b + slopes[0] * second[:, k, :, 0] + slopes[1] * second[:, k, :, 1] for k, b in enumerate(bends)]
         return jet._replace(rows=torch.stack(rows, dim=1))
 
+    # ---------------------------------------------------------------------------------------------- the last layer
+
     def features(self, points: Tensor, tiles: Tensor | None = None) -> Tensor:
-        """All products T_m(s(y)) T_n(s(x)), `[t, P, (M + 1)(N + 1)]` in flat index order, whatever `terms` is."""
+        """All products T_m(s(y)) T_n(s(x)), `[t, P, (M + 1)(N + 1)]`, m-major, whichever terms are in use."""
         by, bx = self.basis(points[..., 0], 0, "value")[:, 0], self.basis(points[..., 1], 1, "value")[:, 0]
         return (by.unsqueeze(-1) * bx.unsqueeze(-2)).flatten(2)
 
     def set_last(self, tiles: Tensor | None, solution: Tensor) -> None:
-        """Writes `solution` `[t, (M + 1)(N + 1), C]`; with `terms`, its largest coefficients only."""
-        self.set_coefficients(tiles, solution.transpose(1, 2).unflatten(2, self.shape))
-
-    @torch.no_grad()
-    def set_coefficients(
-        self,
-        tiles: Tensor | None,
-        dense: Tensor,
-        significance: Tensor | None = None,
-        keep: Tensor | None = None,
-    ) -> None:
-        """Writes `dense` `[t, C, M + 1, N + 1]` into `tiles` (None: all).
-
-        With `terms`, the K largest of |dense * significance| are kept. `significance` (positive weights) and `keep`
-        (bool: False drops a coefficient whatever its size) broadcast to the shape of `dense`.
-        """
-        flat = dense.flatten(2)
-        if keep is not None:
-            flat = torch.where(keep.expand_as(dense).flatten(2), flat, torch.zeros_like(flat))
-        if self.index is None:
-            assign(self.coefficients, tiles, flat)
-            return
-        size = flat.abs() if significance is None else flat.abs() * significance.expand_as(dense).flatten(2)
-        top = size.topk(self.terms, dim=2).indices.sort(dim=2).values
-        kept = flat.gather(2, top)
-        assign(self.coefficients, tiles, kept)
-        assign(self.index, tiles, torch.where(kept == 0, -1, top).to(torch.int32))
-
-    def count_terms(self) -> int:
-        """How many coefficients are in use, over all tiles and channels."""
-        return self.coefficients.numel() if self.index is None else int((self.index >= 0).sum())
-
-    def zero_last(self) -> None:
-        nn.init.zeros_(self.coefficients)
+        """Writes `solution` `[t, (M + 1)(N + 1), C]` into a dense network. A sparse one takes `set_terms`."""
+        assert not self.sparse, "a sparse network's terms are set together: set_terms"
+        assign(self.coefficients, tiles, solution.transpose(1, 2))

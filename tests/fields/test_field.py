@@ -15,15 +15,52 @@ NETWORKS = [
     {"kind": "siren", "hidden": [5], "first_omega": 3.0, "hidden_omega": 3.0},
     {"kind": "fourier_mlp", "hidden": [5], "bands": 2},
     {"kind": "chebyshev2d", "degree": 4},
-    {"kind": "chebyshev2d", "degree": 4, "terms": 7, "input_map": "identity"},
+    {"kind": "chebyshev2d", "degree": 4, "sparse": True, "input_map": "identity"},
 ]
+
+
+def random_active(shape: tuple[int, int], strides=(16, 8, 4)) -> dict[int, torch.Tensor]:
+    """Which tiles of each stride are leaves of a quadtree over `shape`: a partition."""
+    leaves: dict[int, list[int]] = {k: [] for k in range(len(strides))}
+    columns = [-(-shape[1] // stride) for stride in strides]
+    rows = [-(-shape[0] // stride) for stride in strides]
+
+    def visit(k: int, y: int, x: int) -> None:
+        if y >= rows[k] or x >= columns[k]:
+            return
+        if k + 1 < len(strides) and (y + 2 * x + k) % 3:
+            for a, b in np.ndindex(2, 2):
+                visit(k + 1, 2 * y + a, 2 * x + b)
+        else:
+            leaves[k].append(y * columns[k] + x)
+
+    for y, x in np.ndindex(rows[0], columns[0]):
+        visit(0, y, x)
+    return {k: torch.tensor(sorted(tiles)) for k, tiles in leaves.items()}
+
+
+def random_terms(field: Field, generator: torch.Generator) -> None:
+    """Gives every sparse network a different number of random terms per tile."""
+    for level in field.levels:
+        network = level.network
+        if not getattr(network, "sparse", False):
+            continue
+        size = network.out_features * network.shape[0] * network.shape[1]
+        counts = torch.randint(0, 9, (network.tiles,), generator=generator)
+        index = [torch.randperm(size, generator=generator)[:n].sort().values for n in counts.tolist()]
+        network.set_terms(counts, torch.cat(index), torch.zeros(int(counts.sum())))
 
 
 def random_field(window: str, networks=NETWORKS, shape=(23, 31)) -> Field:
     levels = [{"grid": [1, 1], "network": networks[0]}]
     levels += [{"tile": 8, "overlap": o, "network": n} for o, n in zip((0.0, 0.25, 0.5, 1.0), networks[1:], strict=False)]
-    field = Field.build(FieldOptions(window=window, levels=levels), shape, 2, seed=3).double()
+    levels.append({"tile": [16, 8, 4], "overlap": 0.5, "network": {"kind": "chebyshev2d", "degree": None, "sparse": True}})
+    active = {len(levels) - 1 + k: tiles for k, tiles in random_active(shape).items()}
+    field = Field.build(FieldOptions(window=window, levels=levels), shape, 2, seed=3, active=active)
     generator = torch.Generator().manual_seed(0)
+    random_terms(field, generator)
+    field = field.double()
+    field.mix.copy_(torch.tensor([[0.6, 0.8], [-0.8, 0.6]], dtype=torch.float64))
     with torch.no_grad():
         for tensor in [*field.parameters(), *(b for n, b in field.named_buffers() if n.endswith(("mean", "scale")))]:
             tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * 0.4)
@@ -59,9 +96,43 @@ def test_points_and_grid_give_the_same_jet(window, order):
     ys, xs = torch.linspace(0, 23, 19, dtype=torch.float64), torch.linspace(0.2, 30, 27, dtype=torch.float64)
     points = torch.cartesian_prod(ys, xs)
     with torch.no_grad():
-        scattered = field(points, order).rows.unflatten(1, (19, 27))
-    grid = field.grid(ys, xs, order)
-    assert (scattered - grid).norm() <= 1e-12 * grid.norm()
+        scattered = field(points, order).rows.unflatten(1, (19, 27)).movedim(-1, 1)
+    lattice = field.lattice(ys, xs, order)
+    assert (scattered - lattice).norm() <= 1e-12 * lattice.norm()
+
+
+@pytest.mark.parametrize("spacing", [1.0, 0.5, 0.3, 2.0])
+def test_a_lattice_of_any_spacing_and_region_agrees_with_points(spacing):
+    field = random_field("quintic", shape=(40, 150))
+    ys = torch.arange(9.5, 30, spacing, dtype=torch.float64)
+    xs = torch.arange(20.5, 141, spacing, dtype=torch.float64)
+    with torch.no_grad():
+        points = field(torch.cartesian_prod(ys, xs), "laplacian").rows.unflatten(1, (len(ys), len(xs))).movedim(-1, 1)
+    lattice = field.lattice(ys, xs, "laplacian")
+    assert (points - lattice).norm() <= 1e-12 * lattice.norm()
+
+
+def test_the_leaves_of_a_quadtree_blend_to_one_everywhere():
+    options = FieldOptions(levels=[{"tile": [16, 8, 4], "overlap": 0.5, "network": {"kind": "chebyshev2d", "degree": 0}}])
+    field = Field.build(options, (32, 32), 1, active=random_active((32, 32))).double()
+    for level in field.levels:
+        level.network.coefficients.data.fill_(1.0)
+    points = torch.rand(4000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 32
+    rows = field(points, "gradient").rows.detach()
+    assert (rows[0] - 1).abs().max() < 1e-12 and rows[1:].abs().max() < 1e-12
+
+
+def test_a_field_is_rebuilt_from_its_state():
+    options = FieldOptions(levels=[{"tile": [16, 8, 4], "network": {"kind": "chebyshev2d", "degree": None, "sparse": True}}])
+    field = Field.build(options, (23, 31), 2, active=random_active((23, 31)))
+    random_terms(field, torch.Generator().manual_seed(1))
+    for parameter in field.parameters():
+        parameter.data.normal_(generator=torch.Generator().manual_seed(2))
+    again = Field.from_state(options, (23, 31), 2, field.state_dict())
+    points = torch.rand(99, 2, dtype=torch.float64) * 23
+    assert torch.equal(again(points).rows, field(points).rows)
+    shaped = Field.from_state(options, (23, 31), 2, field.layout())
+    assert [p.shape for p in shaped.parameters()] == [p.shape for p in field.parameters()]
 
 
 def reference(field: Field, points: torch.Tensor) -> torch.Tensor:
@@ -69,16 +140,17 @@ def reference(field: Field, points: torch.Tensor) -> torch.Tensor:
     total = 0
     for level in field.levels:
         grid = level.tile_grid
-        for tile in range(grid.tiles):
+        for slot, tile in enumerate(level.active_tiles.tolist()):
             index = [torch.tensor(int(i)) for i in np.unravel_index(tile, grid.shape)]
             window = 1
             for a, axis in enumerate(grid.axes):
                 window = window * axis.windows(points[:, a], index[a])[0]
             local = torch.stack([(points[:, a] - axis.centre(index[a])) / axis.half for a, axis in enumerate(grid.axes)], -1)
-            features = level.network.features(local[None], torch.tensor([tile]))[0]
-            last = _last(level.network, tile)
-            total = total + window[:, None] * (level.mean[tile] + level.scale[tile] * (features @ last))
-    return total
+            slots = torch.tensor([slot])
+            features = level.network.features(local[None], slots)[0]
+            last = _last(level.network, slot)
+            total = total + window[:, None] * (level.mean_of(slots) + level.scale_of(slots) * (features @ last))
+    return total @ field.mix
 
 
 def _last(network, tile: int) -> torch.Tensor:
@@ -94,6 +166,7 @@ def _last(network, tile: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("window", ["quintic", "cosine", "bump"])
 def test_jets_of_the_field_agree_with_nested_autograd_of_the_formula(window):
+    # (Sparse terms: several of them may be unused, so their gradient is compared as a whole.)
     # cPIKAN's layer is differentiable once: its own tests compare it with nested autograd, here it has no hidden layer.
     networks = [{"kind": "cpikan", "hidden": [], "degree": 3}, *NETWORKS[1:]]
     field = random_field(window, networks)
@@ -140,7 +213,7 @@ def test_a_level_that_has_not_joined_yet_adds_nothing_and_still_gets_a_gradient(
     field = random_field("quintic", NETWORKS[:2])
     points = torch.rand(30, 2, dtype=torch.float64) * 20
     jet = field(points, "value", 1)
-    alone = field.levels[0](points, "value")
+    alone = field.levels[0](points, "value") @ field.mix
     assert torch.equal(jet.rows, alone)
     jet.value.sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() == 0 for p in field.levels[1].parameters())
