@@ -57,10 +57,11 @@ class CPIKANNetwork(Section):
 
     kind: Literal["cpikan"] = "cpikan"
     hidden: list[int] = Field([8, 8], description="widths of the hidden layers")
-    degree: int = Field(5, ge=1, le=64, description="highest Chebyshev degree of every layer")
+    degree: int | list[int] = Field(5, description="highest Chebyshev degree, of every layer or a list with one for each")
     input_map: InputMap = Field("tanh", description="what brings a layer's input into [-1, 1]")
     first_input_map: InputMap = Field("tanh", description="the same for the first layer, whose input is scaled already")
     layer_norm: bool = Field(False, description="LayerNorm after each hidden layer")
+    shared_constant: bool = Field(False, description="one T_0 per output instead of one per edge: the same functions, fewer numbers")
     init: Literal["xavier_normal", "chebykan", "moments"] = Field(
         "xavier_normal", description="published Xavier normal, ChebyKAN's, or Glorot-like from the basis' second moments"
     )
@@ -136,6 +137,9 @@ class FieldOptions(Section):
     window: Literal["quintic", "cosine", "bump"] = Field(
         "quintic", description="blend: quintic smoothstep (C2), raised cosine (C1), bump (C-infinity)"
     )
+    channels: Literal["plain", "principal"] = Field(
+        "principal", description="levels work in the data's own channels, or in its principal components (colours decorrelate)"
+    )
     mode: Literal["joint", "progressive"] = Field(
         "joint", description="train all levels together, or let them join one after another, coarse to fine"
     )
@@ -150,9 +154,18 @@ class StartOptions(Section):
 
     enabled: bool = Field(True, description="off: networks start as initialised, tiles normalised by the data range")
     threshold: float = Field(
-        0.0, ge=0, description="chebyshev2d with `terms`: drop coefficients below so many standard errors of the noise"
+        3.0, ge=0, description="sparse chebyshev2d: drop terms below so many standard errors of the noise"
     )
     ridge: float = Field(1e-6, gt=0, description="relative Tikhonov term of the normal equations")
+
+
+class TargetOptions(Section):
+    """What adaptive levels aim at; all null: only the noise limits them (`start.threshold`)."""
+
+    psnr: float | None = Field(None, gt=0, description="dB, over the full range of 8/16-bit pictures (1 for floats)")
+    rmse: float | None = Field(None, gt=0, description="in the unit of the field")
+    params_per_px: float | None = Field(None, gt=0, description="most parameters per pixel and channel")
+    seconds: float | None = Field(None, gt=0, description="wall time of the whole run: sweeps and training end with it")
 
 
 class BatchOptions(Section):
@@ -193,6 +206,7 @@ class Recipe(Section):
     problem: Problem
     field: FieldOptions
     start: StartOptions = StartOptions()
+    target: TargetOptions = TargetOptions()
     batch: BatchOptions = BatchOptions()
     training: TrainingOptions = TrainingOptions()
 

@@ -38,6 +38,9 @@ def basis_moments(degree: int, input_map: str) -> tuple[np.ndarray, np.ndarray]:
 class ChebyshevLayer(nn.Module):
     """One Chebyshev KAN layer per tile; `coefficients` is `[tiles, in, out, degree + 1]`.
 
+    `shared_constant`: the T_0 of all inputs only ever act as their sum; then there is one `constant` `[tiles, out]` in
+    their place and `coefficients` is `[tiles, in, out, degree]`: the same functions with fewer numbers.
+
     `input_map`: `tanh` as published; `identity` for inputs already scaled to [-1, 1]; `sine` for s = sin(pi v / 2),
     which turns T_n into the cosine basis and keeps the resolution even up to the border.
     `layer_norm`: normalises the output over its channels, with a gain and an offset per tile.
@@ -57,6 +60,7 @@ class ChebyshevLayer(nn.Module):
         *,
         input_map: str = "tanh",
         layer_norm: bool = False,
+        shared_constant: bool = False,
         init: str = "xavier_normal",
         generator: torch.Generator | None = None,
     ) -> None:
@@ -68,7 +72,9 @@ class ChebyshevLayer(nn.Module):
         if init not in INITS:
             raise UserError(f"unknown init {init!r}: choose one of {', '.join(INITS)}")
         self.in_features, self.out_features, self.degree, self.input_map = in_features, out_features, degree, input_map
-        self.coefficients = nn.Parameter(torch.empty(tiles, in_features, out_features, degree + 1))
+        terms = degree if shared_constant else degree + 1
+        self.coefficients = nn.Parameter(torch.empty(tiles, in_features, out_features, terms))
+        self.constant = nn.Parameter(torch.zeros(tiles, out_features)) if shared_constant else None
         self.norm = TiledLayerNorm(tiles, out_features) if layer_norm else None
         self._initialise(init, generator)
 
@@ -83,15 +89,17 @@ class ChebyshevLayer(nn.Module):
             else:
                 value, slope = basis_moments(self.degree, self.input_map)
                 std = np.sqrt(2 / (self.degree * (3 * fan_in * value + fan_out * slope)))
-                self.coefficients *= self.coefficients.new_tensor([0.0, *std])
+                self.coefficients *= self.coefficients.new_tensor([*std] if self.constant is not None else [0.0, *std])
 
     def forward(self, jet: Jet, tiles: Tensor | None = None) -> Jet:
         """`[t, R, P, in] -> [t, R, P, out]`; the layer keeps only its input for backward, not the expansion."""
         with full_precision(jet.order):
             coefficients = select(self.coefficients, tiles)
-            # [t, degree * in, out], degree-major as the expansion is laid out
-            weight = coefficients[..., 1:].permute(0, 3, 1, 2).flatten(1, 2)
-            bias = coefficients[..., 0].sum(1)
+            if self.constant is not None:
+                bias = select(self.constant, tiles)
+            else:
+                coefficients, bias = coefficients[..., 1:], coefficients[..., 0].sum(1)
+            weight = coefficients.permute(0, 3, 1, 2).flatten(1, 2)  # [t, degree * in, out], as the expansion is laid out
             jet = jet._replace(rows=chebyshev_linear(jet, weight, bias, self.degree, self.input_map))
             return jet if self.norm is None else self.norm(jet, tiles)
 
@@ -103,11 +111,21 @@ class ChebyshevLayer(nn.Module):
     def assign(self, tiles: Tensor | None, solution: Tensor) -> None:
         """Writes `solution` `[t, 1 + degree * in, out]`, rows ordered as `features`."""
         count, _, out = solution.shape
+        terms = solution[:, 1:].reshape(count, self.degree, self.in_features, out).permute(0, 2, 3, 1)
+        if self.constant is not None:
+            assign(self.constant, tiles, solution[:, 0])
+            assign(self.coefficients, tiles, terms)
+            return
         coefficients = solution.new_zeros(count, self.in_features, out, self.degree + 1)
         coefficients[:, 0, :, 0] = solution[:, 0]
-        terms = solution[:, 1:].view(count, self.degree, self.in_features, out)
-        coefficients[..., 1:] = terms.permute(0, 2, 3, 1)
+        coefficients[..., 1:] = terms
         assign(self.coefficients, tiles, coefficients)
+
+    def zero(self) -> None:
+        """Sets all coefficients to zero."""
+        for parameter in (self.coefficients, self.constant):
+            if parameter is not None:
+                nn.init.zeros_(parameter)
 
 
 class TiledLayerNorm(nn.Module):
@@ -137,7 +155,7 @@ class ScaledCPIKAN(TiledNetwork):
     """A stack of Chebyshev layers per tile: in -> hidden... -> out.
 
     `first_input_map`: input map of the first layer, whose inputs are already scaled to [-1, 1] (None: `input_map`, as
-    published). `layer_norm` normalises after each hidden layer, never after the last one. See `ChebyshevLayer`.
+    published). `degree`: one for all layers, or one per layer. `layer_norm` normalises after each hidden layer, never after the last one. See `ChebyshevLayer`.
     """
 
     def __init__(
@@ -147,23 +165,28 @@ class ScaledCPIKAN(TiledNetwork):
         out_features: int,
         *,
         hidden: Sequence[int] = (8, 8),
-        degree: int = 5,
+        degree: int | Sequence[int] = 5,
         input_map: str = "tanh",
         first_input_map: str | None = None,
         layer_norm: bool = False,
+        shared_constant: bool = False,
         init: str = "xavier_normal",
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(tiles, in_features, out_features)
         widths = [in_features, *hidden, out_features]
+        degrees = [degree] * (len(hidden) + 1) if isinstance(degree, int) else list(degree)
+        if len(degrees) != len(hidden) + 1:
+            raise UserError(f"cpikan degree {degrees}: give one number, or one for each of the {len(hidden) + 1} layers")
         self.layers = nn.ModuleList(
             ChebyshevLayer(
                 tiles,
                 width,
                 widths[k + 1],
-                degree,
+                degrees[k],
                 input_map=first_input_map or input_map if k == 0 else input_map,
                 layer_norm=layer_norm and k < len(hidden),
+                shared_constant=shared_constant,
                 init=init,
                 generator=generator,
             )
@@ -185,4 +208,4 @@ class ScaledCPIKAN(TiledNetwork):
         self.layers[-1].assign(tiles, solution)
 
     def zero_last(self) -> None:
-        nn.init.zeros_(self.layers[-1].coefficients)
+        self.layers[-1].zero()

@@ -1,177 +1,124 @@
-"""The closed-form start: each level's linear layer by least squares per tile, coarse to fine.
+"""The start: every level of the recipe is solved on the picture, coarse to fine, before any gradient step.
 
-Every tile is fitted, on its own pixels, to what the levels above it leave of a direct estimate of the field; the
-windows, which sum to one, blend the fits. Rows of tiles are shared out over processes. Only a strip of one row of
-tiles is in memory at a time.
+Adaptive levels (sparse Chebyshev quadtrees, grown cPIKAN or SIREN tiles) choose their own tiles and terms towards the
+recipe's target; the others get the least squares of their last layer. The picture is read block by block, and
+processes share the blocks.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from cpikan_hr.fields import Field, Level
-from cpikan_hr.fields.tiles import TileAxis
-from cpikan_hr.networks import Chebyshev2D
-from cpikan_hr.recipe import StartOptions
+from cpikan_hr.fields import Field
+from cpikan_hr.recipe import Recipe
+from cpikan_hr.solvers.blocks import ReadTarget
+from cpikan_hr.solvers.budget import Sample, wanted_of
+from cpikan_hr.solvers.last_layer import fit_last_layers
+from cpikan_hr.solvers.spectral import Terms, fit_spectral, set_terms
+from cpikan_hr.solvers.team import Team
 
-SAMPLES = 128  # per axis and tile at most: larger tiles are fitted on a lattice of their pixels
-BLOCK = 2**22  # pixels of one strip handled at once
+ROUNDS = 3  # passes over the picture at most until a target is met
+SLACK = 0.97  # an error this close below the wanted one (0.13 dB) needs no further pass
+ROWS = 128
 
-ReadTarget = Callable[[int, int, int, int, int], tuple]  # y0, y1, x0, x1, stride -> values, weight, noise
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """The pixels of one axis that the tiles of a row or column are fitted on."""
-
-    low: int  # first pixel read
-    high: int  # past the last
-    stride: int
-    index: np.ndarray  # int64 [t, P]: which of the pixels read
-    inside: np.ndarray  # bool [t, P]
-    local: Tensor  # float64 [t, P]
+Progress = Callable[[str, float], None]
 
 
-def pixels_of(axis: TileAxis, tiles: np.ndarray, size: int) -> Pixels:
-    """Pixel centres inside the supports of tiles; those beyond the frame are mirrored back into it."""
-    centre = axis.centre(torch.from_numpy(tiles)).numpy()
-    stride = max(1, -int(-2 * axis.half // SAMPLES))
-    first = np.ceil(centre - axis.half - 0.5 - 1e-9).astype(np.int64)
-    last = np.floor(centre + axis.half - 0.5 + 1e-9).astype(np.int64)
-    position = first[:, None] + stride * np.arange((last - first).max() // stride + 1)
-    local = (position + 0.5 - centre[:, None]) / axis.half
-    inside = np.abs(local) <= 1 + 1e-9
-    if stride == 1:
-        period = 2 * size
-        folded = position % period
-        folded = np.where(folded >= size, period - 1 - folded, folded)
-    else:  # a mirrored lattice would not be one: leave pixels beyond the frame out
-        inside &= (position >= 0) & (position < size)
-        folded = np.where(inside, position, position[inside].min())
-    low, high = int(folded.min()), int(folded.max()) + 1
-    return Pixels(low, high, stride, (folded - low) // stride, inside, torch.from_numpy(local))
+def fit_field(field: Field, target: ReadTarget, shape: tuple[int, int], recipe: Recipe, full_range: float,
+              team: Team | None = None, progress: Progress | None = None) -> list[dict]:
+    """Solves all levels in place, alike on all processes. Returns what each level of the recipe contributed."""
+    team, contributions = team or Team(), []
+    normalise(field, target, shape, recipe)
+    for group, choice in enumerate(recipe.field.levels):
+        report = _reporter(progress, f"start: level {group + 1} of {len(recipe.field.levels)}")
+        if choice.network.kind == "chebyshev2d" and choice.network.sparse:
+            fit_to_target(field, group, target, shape, recipe, full_range, team, report)
+        elif choice.strides is None or len(choice.strides) == 1:
+            fit_last_layers(field, group, target, shape, recipe.start.ridge, team, report)
+        error = mean_squared_error(field, group + 1, target, shape, team)
+        levels = [field.levels[k] for k in field.groups[group]]
+        contributions.append({
+            "level": group + 1, "network": choice.network.kind,
+            "tiles": sum(len(level.active_tiles) for level in levels if level.network is not None),
+            "params": sum(level.count_parameters() for level in levels), "rmse": math.sqrt(error),
+        })  # fmt: skip
+    return contributions
 
 
-def fit_field(field: Field, target: ReadTarget, shape: tuple[int, int], options: StartOptions, share: int = 0,
-              shares: int = 1, reduce: Callable[[Tensor], None] | None = None,
-              progress: Callable[[str, float], None] | None = None) -> None:
-    """Fits all levels in place. `reduce` sums a tensor over the processes that hold the other shares."""
-    for number, level in enumerate(field.levels):
-        owned = torch.zeros(level.tile_grid.tiles, dtype=torch.bool)
-        rows = range(share, level.tile_grid.shape[0], shares)
-        for done, row in enumerate(rows):
-            for tiles in fit_row(field, number, row, target, shape, options):
-                owned[tiles] = True
-            if progress:
-                progress(f"start, level {number + 1} of {len(field.levels)}", (done + 1) / len(rows))
-        if reduce is not None:
-            for tensor in [*level.parameters(), *level.buffers()]:
-                tensor.data[~owned.to(tensor.device)] = 0  # tiles of other shares: theirs is the only term of the sum
-                reduce(tensor.data)
+def _reporter(progress: Progress | None, label: str) -> Callable[[float], None] | None:
+    return None if progress is None else lambda fraction: progress(label, fraction)
 
 
 @torch.no_grad()
-def fit_row(field: Field, number: int, row: int, target: ReadTarget, shape: tuple[int, int],
-            options: StartOptions) -> Iterator[Tensor]:
-    """Fits one row of tiles of a level; yields the tiles done."""
-    level: Level = field.levels[number]
-    axis_y, axis_x = level.tile_grid.axes
-    device = level.mean.device
-    rows = pixels_of(axis_y, np.array([row]), shape[0])
-    for columns_part in _column_parts(axis_x, rows, shape[1]):
-        columns = pixels_of(axis_x, columns_part, shape[1])
-        values, weight, noise = target(rows.low, rows.high, columns.low, columns.high, rows.stride)
-        residual = torch.from_numpy(values).to(device)
-        if number:
-            ys = torch.arange(rows.low, rows.high, rows.stride, dtype=torch.float64, device=device) + 0.5
-            xs = torch.arange(columns.low, columns.high, columns.stride, dtype=torch.float64, device=device) + 0.5
-            residual = residual - field.grid(ys, xs, levels=number)[0]
-        pick = (rows.index[0][:, None], columns.index[:, None, :])  # [Py, 1] and [t, 1, Px]: blocks [t, Py, Px]
-        inside = rows.inside[0][:, None] & columns.inside[:, None, :]
-        block_weight = torch.from_numpy(weight[pick] * inside).to(device).double()
-        block_noise = None if noise is None else torch.from_numpy(noise[pick]).to(device).double()
-        tiles = torch.from_numpy(row * axis_x.count + columns_part).to(device)
-        local_y = rows.local.to(device).expand(len(tiles), -1)
-        fit_tiles(level, tiles, residual[pick].double(), block_weight, block_noise, local_y, columns.local.to(device), options)
-        yield tiles.cpu()
-
-
-def _column_parts(axis: TileAxis, rows: Pixels, width: int) -> Iterator[np.ndarray]:
-    """Consecutive tiles of a row: one at a time on a lattice of its own, else as many as make a block."""
-    if max(1, -int(-2 * axis.half // SAMPLES)) > 1:
-        count = 1
-    else:
-        count = max(1, int(BLOCK / (rows.index.shape[1] * 2 * axis.half)))
-    for start in range(0, axis.count, count):
-        yield np.arange(start, min(start + count, axis.count))
-
-
-def fit_tiles(level: Level, tiles: Tensor, values: Tensor, weight: Tensor, noise: Tensor | None, local_y: Tensor,
-              local_x: Tensor, options: StartOptions) -> None:
-    """Least squares of tiles [t] to values [t, Py, Px, C] with weights [t, Py, Px], on local coordinates [t, P]."""
-    total = weight.sum((1, 2)).clamp_min(1e-12)
-    mean = (values * weight[..., None]).sum((1, 2)) / total[:, None]
-    centred = (values - mean[:, None, None]) * (weight > 0)[..., None]
-    scale = ((centred.square() * weight[..., None]).sum((1, 2)) / total[:, None]).sqrt()
-    scale = torch.where(scale > 1e-6, scale, torch.ones_like(scale))
-    level.mean[tiles], level.scale[tiles] = mean.float(), scale.float()
-    normalised = centred / scale[:, None, None]
-    sigma = None
-    if noise is not None:  # rms over the pixels of the tile, in units of its scale
-        sigma = ((noise.square() * weight).sum((1, 2)) / total).sqrt()[:, None] / scale
-    network = level.network
-    if isinstance(network, Chebyshev2D):
-        whole = (weight.flatten(1) == weight.flatten(1)[:, :1]).all(1) & (weight[:, 0, 0] > 0)
-        for some, fit in ((whole, _project), (~whole, _solve_tensor)):
-            if some.any():
-                dense, error = fit(network, normalised[some], weight[some], local_y[some], local_x[some], options.ridge)
-                keep = None
-                if sigma is not None and options.threshold > 0:
-                    keep = dense.abs() > options.threshold * sigma[some][:, :, None, None] * error[:, None]
-                    keep[..., 0, 0] = True
-                network.set_coefficients(tiles[some], dense.float(), keep=keep)
+def normalise(field: Field, target: ReadTarget, shape: tuple[int, int], recipe: Recipe) -> None:
+    """Principal channels and the levels' scales, from a decimated look at the picture."""
+    values, weight, _ = target(0, shape[0], 0, shape[1], max(1, max(shape) // 512))
+    known = torch.from_numpy(values[weight > 0]).double()
+    if not len(known):
         return
-    height, width = values.shape[1:3]
-    points = torch.stack(
-        [local_y[:, :, None].expand(-1, -1, width), local_x[:, None].expand(-1, height, -1)], dim=-1
-    ).flatten(1, 2)
-    for part in torch.split(torch.arange(len(tiles), device=tiles.device), max(1, BLOCK // (height * width * 16))):
-        features = network.features(points[part].to(level.mean.dtype), tiles[part]).double()
-        solution, _ = solve(features, normalised[part].flatten(1, 2), weight[part].flatten(1), options.ridge)
-        network.set_last(tiles[part], solution.float())
+    if field.mix.shape[0] > 1 and recipe.field.channels == "principal":
+        centred = known - known.mean(0)
+        _, vectors = torch.linalg.eigh(centred.T @ centred / len(known))
+        field.mix.copy_(vectors.flip(1).T)
+    mixed = known.to(field.mix) @ field.mix.T
+    for number, level in enumerate(field.levels):
+        level.scale[:] = mixed.std(0).clamp_min(1e-6) if len(known) > 1 else 1.0
+        if level.per_tile and number == 0:
+            level.mean[:] = mixed.mean(0)
 
 
-def _project(network, values, weight, local_y, local_x, ridge) -> tuple[Tensor, Tensor]:
-    """Separable least squares of whole tiles: coefficients [t, C, M, N] and their standard errors at unit noise [t, M, N]."""
-    inverse_y = torch.linalg.pinv(network.basis(local_y, 0, "value")[:, 0])
-    inverse_x = torch.linalg.pinv(network.basis(local_x, 1, "value")[:, 0])
-    dense = torch.einsum("tmy,tyxc,tnx->tcmn", inverse_y, values, inverse_x)
-    return dense, inverse_y.norm(dim=-1)[:, :, None] * inverse_x.norm(dim=-1)[:, None, :]
+def fit_to_target(field: Field, group: int, target: ReadTarget, shape: tuple[int, int], recipe: Recipe,
+                  full_range: float, team: Team, report: Callable[[float], None] | None) -> None:
+    """Sparse Chebyshev tiles that meet the target: a price from a sample, then passes over the picture that mend it."""
+    sigmas = recipe.start.threshold
+    wanted_error, wanted_terms = wanted_of(recipe.target, full_range)
+    above = sum(field.levels[k].count_parameters() for g in field.groups[:group] for k in g)
+    numbers = shape[0] * shape[1] * field.mix.shape[0]
+    if wanted_error is None and wanted_terms is None:
+        _fit_at(field, group, target, shape, 0.0, sigmas, team, report)
+        return
+    sample = Sample(field, group, target, shape, sigmas)
+    aim_error, aim_terms = wanted_error, None if wanted_terms is None else wanted_terms - above / numbers
+    for _ in range(ROUNDS):
+        by_error = sample.price_for(aim_error, 0) if aim_error is not None else 0.0
+        by_terms = sample.price_for(max(aim_terms, 0.0), 1) if aim_terms is not None else 0.0
+        _fit_at(field, group, target, shape, max(by_error, by_terms), sigmas, team, report)
+        terms = sum(field.levels[k].count_parameters() for k in field.groups[group]) / numbers
+        if by_terms >= by_error and aim_terms is not None:
+            limit = wanted_terms - above / numbers
+            if terms <= limit:
+                return
+            aim_terms *= 0.999 * limit / terms
+        else:
+            error = mean_squared_error(field, group + 1, target, shape, team)
+            if SLACK * wanted_error <= error <= wanted_error:
+                return
+            aim_error *= wanted_error * (1 - (1 - SLACK) / 2) / error
 
 
-def _solve_tensor(network, values, weight, local_y, local_x, ridge) -> tuple[Tensor, Tensor]:
-    """The same for tiles with pixels missing: normal equations of the tensor products."""
-    basis_y = network.basis(local_y, 0, "value")[:, 0]
-    basis_x = network.basis(local_x, 1, "value")[:, 0]
-    features = torch.einsum("tym,txn->tyxmn", basis_y, basis_x).flatten(3).flatten(1, 2)
-    solution, error = solve(features, values.flatten(1, 2), weight.flatten(1), ridge)
-    shape = (basis_y.shape[-1], basis_x.shape[-1])
-    return solution.transpose(1, 2).unflatten(2, shape), error.unflatten(1, shape)
+def _fit_at(field, group, target, shape, price, sigmas, team: Team, report) -> None:
+    mine = fit_spectral(field, group, target, shape, price, sigmas, team.rank, team.ranks, report)
+    together: dict[int, Terms] = {number: Terms.none() for number in mine}
+    for share in team.gather(mine):
+        for number, terms in share.items():
+            together[number].add(terms)
+    set_terms(field, {number: terms.joined() for number, terms in together.items()})
 
 
-def solve(features: Tensor, values: Tensor, weight: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """Weighted ridge regression, batched: features [t, P, K], values [t, P, C], weight [t, P].
-
-    Returns the solution [t, K, C] and its standard errors at unit noise [t, K].
-    """
-    weighted = features * weight[..., None]
-    gram = features.transpose(1, 2) @ weighted
-    trace = gram.diagonal(dim1=1, dim2=2).mean(-1).clamp_min(1e-12)
-    gram = gram + torch.diag_embed((ridge * trace)[:, None].expand(-1, gram.shape[-1]))
-    factor = torch.linalg.cholesky(gram)
-    solution = torch.cholesky_solve(weighted.transpose(1, 2) @ values, factor)
-    error = torch.cholesky_inverse(factor).diagonal(dim1=1, dim2=2).sqrt()
-    return solution, error
+@torch.no_grad()
+def mean_squared_error(field: Field, groups: int, target: ReadTarget, shape: tuple[int, int], team: Team) -> float:
+    """Over the known pixels and channels, of the recipe's first `groups` levels."""
+    device = field.mix.device
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    xs = torch.arange(shape[1], dtype=torch.float64, device=device) + 0.5
+    for start in range(team.rank * ROWS, shape[0], team.ranks * ROWS):
+        stop = min(start + ROWS, shape[0])
+        values, weight, _ = target(start, stop, 0, shape[1], 1)
+        ys = torch.arange(start, stop, dtype=torch.float64, device=device) + 0.5
+        error = field.lattice(ys, xs, groups=groups)[0] - torch.from_numpy(values).to(device).movedim(-1, 0)
+        known = torch.from_numpy(weight > 0).to(device)
+        sums[0] += (error.square().sum(0) * known).sum(dtype=torch.float64)
+        sums[1] += known.sum() * len(error)
+    team.sum(sums)
+    return float(sums[0] / sums[1].clamp_min(1))
