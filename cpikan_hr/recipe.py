@@ -107,6 +107,9 @@ class LevelOptions(Section):
     )
     grid: tuple[int, int] | None = Field(None, description="number of tiles [rows, columns] (give this or `tile`)")
     overlap: float = Field(0.25, ge=0, le=1, description="width of the blend between neighbours over the (smallest) tile stride")
+    grow: bool = Field(
+        False, description="cpikan, siren with one hidden layer: each tile gets the units that pay, up to `hidden`, by Gauss-Newton"
+    )
     lr_scale: float = Field(1.0, ge=0, description="this level's learning rate over `training.lr`; 0 keeps its start")
     network: Network
 
@@ -121,9 +124,25 @@ class LevelOptions(Section):
             raise ValueError("`tile` is at least 2 px")
         if strides is not None and any(large != 2 * small for large, small in zip(strides, strides[1:], strict=False)):
             raise ValueError("`tile`: each stride of a quadtree is half the one before, e.g. [64, 32, 16, 8]")
+        adaptive = self.grow or getattr(self.network, "sparse", False)
+        if self.grow and (self.network.kind not in ("cpikan", "siren") or len(self.network.hidden) != 1):
+            raise ValueError("`grow` needs cpikan or siren with one hidden layer, e.g. hidden: [6]")
+        if strides is not None and len(strides) > 1 and not adaptive:
+            raise ValueError("`tile`: a quadtree needs a network that adapts: chebyshev2d with `sparse`, or `grow`")
+        if adaptive and strides is None:
+            raise ValueError("an adaptive level needs `tile`, the strides of its leaves in px")
+        if adaptive and (round(self.overlap * strides[-1], 6) % 2 or self.network.kind == "chebyshev2d" and self.network.input_map != "sine"):
+            raise ValueError("an adaptive level blends over an even number of px (`overlap` times the smallest `tile`), on `input_map: sine`")
         if self.grid is not None and self.network.kind == "chebyshev2d" and self.network.degree is None:
             raise ValueError("`degree: null` needs tiles of a number of pixels: give `tile`")
         return self
+
+    def grown(self, units: int) -> dict:
+        """Options of the network that a growing level gives a tile with so many hidden units."""
+        if not units:
+            return {"kind": "chebyshev2d", "degree": 0}
+        options = self.network.model_dump() | {"hidden": [units]}
+        return options | {"shared_constant": True, "layer_norm": False} if self.network.kind == "cpikan" else options
 
     @property
     def strides(self) -> list[int] | None:

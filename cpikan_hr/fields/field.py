@@ -39,13 +39,13 @@ class Field(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for choice in options.levels:
-                grids = level_grids(choice, extent, options.window)
-                groups.append(list(range(len(levels), len(levels) + len(grids))))
-                for place, grid in enumerate(grids):
+                shapes = level_shapes(choice, extent, options.window)
+                groups.append(list(range(len(levels), len(levels) + len(shapes))))
+                for place, (grid, network) in enumerate(shapes):
                     tiles = active.get(len(levels))
-                    if tiles is None and len(grids) > 1:
+                    if tiles is None and len(shapes) > 1:
                         tiles = torch.arange(grid.tiles if place == 0 else 0)
-                    levels.append(_build_level(options, choice, grid, extent, channels, tiles))
+                    levels.append(_build_level(options, grid, network, extent, channels, tiles, choice.grow))
         return cls(levels, extent, groups)
 
     @classmethod
@@ -104,27 +104,35 @@ class Field(nn.Module):
         return sum(level.count_parameters() for level in self.levels)
 
 
-def level_grids(choice: LevelOptions, extent: tuple[float, ...], window: str) -> list[TileGrid]:
-    """The grids a recipe's level stands for: one, or one per leaf size of a quadtree, all with one blend width."""
-    if choice.grid is not None:
-        return [TileGrid.over(extent, counts=choice.grid, overlap=choice.overlap, window=window)]
-    strides = choice.strides
-    blend = choice.overlap * strides[-1]
-    return [TileGrid.over(extent, stride=stride, overlap=blend / stride, window=window) for stride in strides]
+def level_shapes(choice: LevelOptions, extent: tuple[float, ...], window: str) -> list[tuple[TileGrid, dict]]:
+    """The grids and networks that a recipe's level stands for.
 
-
-def _build_level(options: FieldOptions, choice: LevelOptions, grid: TileGrid, extent, channels: int,
-                 active: Tensor | None) -> Level:
+    One; or for a quadtree one per leaf size, all with one blend width; times one per number of units where tiles grow.
+    """
     network = choice.network.model_dump()
-    linear = network["kind"] == "chebyshev2d"
-    if linear and network["degree"] is None:  # as many terms as pixels
-        network["degree"] = tuple(max(0, round(2 * axis.half) - 1) for axis in grid.axes)
-    tiles = grid.tiles if active is None else len(active)
-    built = None
+    if choice.grid is not None:
+        return [(TileGrid.over(extent, counts=choice.grid, overlap=choice.overlap, window=window), network)]
+    strides, shapes = choice.strides, []
+    for stride in strides:
+        grid = TileGrid.over(extent, stride=stride, overlap=choice.overlap * strides[-1] / stride, window=window)
+        if network["kind"] == "chebyshev2d" and network["degree"] is None:  # as many terms as pixels
+            degree = tuple(max(0, round(2 * axis.half) - 1) for axis in grid.axes)
+            shapes.append((grid, network | {"degree": degree}))
+        elif choice.grow:
+            shapes += [(grid, choice.grown(units)) for units in range(1 + network["hidden"][0])]
+        else:
+            shapes.append((grid, network))
+    return shapes
+
+
+def _build_level(options: FieldOptions, grid: TileGrid, network: dict, extent, channels: int, active: Tensor | None,
+                 grown: bool) -> Level:
+    tiles, built = grid.tiles if active is None else len(active), None
     if tiles:
         built = build_network(tiles=tiles, in_features=len(extent), out_features=channels, **network)
         built.zero_last()
-    return Level(grid, built, channels, options.chunk, options.checkpoint, active, per_tile=not linear)
+    per_tile = network["kind"] != "chebyshev2d" and not grown
+    return Level(grid, built, channels, options.chunk, options.checkpoint, active, per_tile)
 
 
 def _points_per_tile(level: Level, xs: Tensor) -> int:

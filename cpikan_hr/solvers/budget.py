@@ -10,19 +10,25 @@ import numpy as np
 import torch
 
 from cpikan_hr.fields import Field
-from cpikan_hr.recipe import TargetOptions
+from cpikan_hr.recipe import LevelOptions, TargetOptions
+from cpikan_hr.solvers import growth
 from cpikan_hr.solvers.blocks import Block, ReadTarget, blocks_of, read_block
-from cpikan_hr.solvers.spectral import choose, coefficients, exists, sizes_of, thresholds
+from cpikan_hr.solvers.spectral import Size, choose, coefficients, exists, sizes_of, thresholds
 
 SAMPLED = 2**20  # pixels looked at
+GROWN = 2**18  # pixels whose networks are grown to find the price
+SLACK = 0.97  # an error this close below the wanted one (0.13 dB) needs no further pass
+FULL = 0.98  # and so much of the parameters allowed
 
 
 class Sample:
     """Coefficients of some blocks of the picture at every leaf size."""
 
-    def __init__(self, field: Field, group: int, target: ReadTarget, shape: tuple[int, int], sigmas: float, seed: int = 0):
-        self.sizes, halo = sizes_of(field, group)
-        self.sigmas, self.shape, self.channels = sigmas, shape, field.mix.shape[0]
+    def __init__(self, field: Field, group: int, target: ReadTarget, shape: tuple[int, int], sigmas: float, seed: int = 0,
+                 sizes: list[Size] | None = None):
+        every, halo = sizes_of(field, group)
+        self.sizes = sizes or every
+        self.shape, self.channels = shape, field.mix.shape[0]
         coarsest = self.sizes[0]
         # About 64 places, so that no single region decides.
         blocks = blocks_of(shape, coarsest.stride, max(coarsest.stride**2, SAMPLED // 64))
@@ -76,3 +82,69 @@ def wanted_of(target: TargetOptions, full_range: float) -> tuple[float | None, f
     if target.rmse is not None:
         errors.append(target.rmse**2)
     return (min(errors) if errors else None), target.params_per_px
+
+
+class GrownSample:
+    """The price for growing levels: from the ladders of some blocks, first guessed from what a cosine basis would pay.
+
+    `aims`: wanted error and parameters per pixel and channel (None: any). `price` is the present answer, `known` holds
+    the ladders of blocks by number. `refine` corrects the price by what the whole picture came to.
+    """
+
+    def __init__(self, field: Field, group: int, choice: LevelOptions, target: ReadTarget, shape: tuple[int, int],
+                 aims: tuple[float | None, float | None]):
+        self.wanted, self.aims, self.channels = aims, list(aims), field.mix.shape[0]
+        sizes, _, _ = growth.growing_sizes(field, group, choice)
+        cosine = Sample(field, group, target, shape, 0.0, sizes=sizes)
+        guesses = [cosine.price_for(aim, which) ** 2 for which, aim in enumerate(aims) if aim is not None]
+        blocks = blocks_of(shape, sizes[0].stride, growth.BLOCK)
+        count = max(1, -(-GROWN // growth.BLOCK))
+        self.numbers = [int(k) for k in np.random.default_rng(0).permutation(len(blocks))[:count]]
+        self._fit = lambda number, price: growth.grow_block(field, group, choice, target, shape, blocks[number], price)
+        self.pixels = sum(
+            (min((b.row + b.rows) * sizes[0].stride, shape[0]) - b.row * sizes[0].stride)
+            * (min((b.column + b.columns) * sizes[0].stride, shape[1]) - b.column * sizes[0].stride)
+            for b in (blocks[number] for number in self.numbers)
+        )
+        self.fitted_at, self.known = math.inf, {}
+        self._refit(0.7 * max(guesses))
+        self.price = self._price()
+
+    def _refit(self, price: float) -> None:
+        self.fitted_at = price
+        self.known = {number: self._fit(number, price) for number in self.numbers}
+
+    def _price(self) -> float:
+        """Meets the aims; ladders that end too early for it are fitted again, at a lower price."""
+        for _ in range(6):
+            price = max(self._price_for(which, aim) for which, aim in enumerate(self.aims) if aim is not None)
+            if price > self.fitted_at * 1.01:
+                return price
+            self._refit(0.4 * self.fitted_at)
+        return price
+
+    def _price_for(self, which: int, aim: float) -> float:
+        low, high = math.log(self.fitted_at), math.log(self.fitted_at * 1e4)
+        for _ in range(16):
+            middle = (low + high) / 2
+            value = sum(grown.at(math.exp(middle))[which] for grown in self.known.values()) / (self.pixels * self.channels)
+            if (value > aim) == (which == 0):
+                high = middle
+            else:
+                low = middle
+        return math.exp(low if which == 0 else high)
+
+    def refine(self, error: float, params: float) -> bool:
+        """Corrects the price by the whole picture's error and parameters; False where they are as wanted."""
+        wanted_error, wanted_params = self.wanted
+        bound_by_params = wanted_params is not None and (wanted_error is None or error > wanted_error)
+        if bound_by_params:
+            if FULL * wanted_params <= params <= wanted_params or (params <= wanted_params and wanted_error is not None):
+                return False
+            self.aims[1] *= (1 + FULL) / 2 * wanted_params / params
+        else:
+            if SLACK * wanted_error <= error <= wanted_error:
+                return False
+            self.aims[0] *= (1 + SLACK) / 2 * wanted_error / error
+        self.price = self._price()
+        return True

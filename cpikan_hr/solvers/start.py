@@ -13,13 +13,14 @@ import torch
 from cpikan_hr.fields import Field
 from cpikan_hr.recipe import Recipe
 from cpikan_hr.solvers.blocks import ReadTarget
-from cpikan_hr.solvers.budget import Sample, wanted_of
+from cpikan_hr.errors import UserError
+from cpikan_hr.solvers.budget import SLACK, GrownSample, Sample, wanted_of
+from cpikan_hr.solvers.growth import grow, set_networks
 from cpikan_hr.solvers.last_layer import fit_last_layers
 from cpikan_hr.solvers.spectral import Terms, fit_spectral, set_terms
 from cpikan_hr.solvers.team import Team
 
 ROUNDS = 3  # passes over the picture at most until a target is met
-SLACK = 0.97  # an error this close below the wanted one (0.13 dB) needs no further pass
 ROWS = 128
 
 Progress = Callable[[str, float], None]
@@ -34,6 +35,8 @@ def fit_field(field: Field, target: ReadTarget, shape: tuple[int, int], recipe: 
         report = _reporter(progress, f"start: level {group + 1} of {len(recipe.field.levels)}")
         if choice.network.kind == "chebyshev2d" and choice.network.sparse:
             fit_to_target(field, group, target, shape, recipe, full_range, team, report)
+        elif choice.grow:
+            grow_to_target(field, group, target, shape, recipe, full_range, team, report)
         elif choice.strides is None or len(choice.strides) == 1:
             fit_last_layers(field, group, target, shape, recipe.start.ridge, team, report)
         error = mean_squared_error(field, group + 1, target, shape, team)
@@ -104,6 +107,31 @@ def _fit_at(field, group, target, shape, price, sigmas, team: Team, report) -> N
         for number, terms in share.items():
             together[number].add(terms)
     set_terms(field, {number: terms.joined() for number, terms in together.items()})
+
+
+@torch.no_grad()
+def grow_to_target(field: Field, group: int, target: ReadTarget, shape: tuple[int, int], recipe: Recipe,
+                   full_range: float, team: Team, report: Callable[[float], None] | None) -> None:
+    """Grown tiles that meet the target: the price comes from ladders on a sample of blocks, which are not fitted twice."""
+    choice = recipe.field.levels[group]
+    wanted_error, wanted_params = wanted_of(recipe.target, full_range)
+    numbers = shape[0] * shape[1] * field.mix.shape[0]
+    above = sum(field.levels[k].count_parameters() for g in field.groups[:group] for k in g)
+    aims = (wanted_error, None if wanted_params is None else max(wanted_params - above / numbers, 0.0))
+    if aims == (None, None):
+        raise UserError("target: growing levels need one: give target.psnr, target.rmse or target.params_per_px")
+    sample = GrownSample(field, group, choice, target, shape, aims)
+    for _ in range(ROUNDS):
+        mine = grow(field, group, choice, target, shape, sample.price, team.rank, team.ranks, sample.known, report)
+        pieces: dict = {}
+        for share in team.gather(mine):
+            for key, found in share.items():
+                pieces.setdefault(key, []).extend(found)
+        set_networks(field, group, choice, pieces)
+        params = sum(field.levels[k].count_parameters() for k in field.groups[group]) / numbers
+        error = mean_squared_error(field, group + 1, target, shape, team)
+        if not sample.refine(error, params):
+            return
 
 
 @torch.no_grad()
