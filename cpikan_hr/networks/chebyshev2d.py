@@ -66,10 +66,12 @@ class Chebyshev2D(TiledNetwork):
 
         Makes a new parameter, so it comes before any optimizer.
         """
-        device = self.index.device if self.index is not None else values.device
-        self.index = index.to(device, torch.int32)
-        self.offset = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(device, torch.int32)
-        self.coefficients = nn.Parameter(values.to(device, torch.float32).contiguous())
+        fresh = self.index is None
+        like = values if fresh else self.coefficients  # its device, precision and whether it is trained stay
+        self.index = index.to(like.device, torch.int32, copy=True)
+        self.offset = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(like.device, torch.int32)
+        values = values.to(like, copy=True).contiguous()
+        self.coefficients = nn.Parameter(values, requires_grad=fresh or like.requires_grad)
         self.coefficients.tile_of = self.tile_of  # a flat parameter cannot tell by its shape
 
     def tile_of(self, number: int) -> int:
@@ -79,7 +81,7 @@ class Chebyshev2D(TiledNetwork):
     def _load_from_state_dict(self, state, prefix, *arguments) -> None:
         if self.sparse and prefix + "index" in state:  # as many terms as the file has
             index, offset = state[prefix + "index"], state[prefix + "offset"]
-            if index.numel() != self.index.numel():
+            if index.numel() != self.index.numel() and offset.shape == self.offset.shape:
                 values = state.get(prefix + "coefficients", torch.zeros(index.numel()))
                 self.set_terms(offset.diff(), index, values)
         super()._load_from_state_dict(state, prefix, *arguments)

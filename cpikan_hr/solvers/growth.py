@@ -268,12 +268,12 @@ def set_networks(field: Field, group: int, choice: LevelOptions, pieces: dict) -
         level.to(device)
 
 
-def write(network, unit: Unit, w: Tensor, last: Tensor) -> None:
-    """Hidden weights [t, h, 1 + 2 degree] and last layers [t, C, h terms + 1] into a network's parameters."""
+def write(network, unit: Unit, w: Tensor, last: Tensor, slots: Tensor | None = None) -> None:
+    """Hidden weights [t, h, 1 + 2 degree] and last layers [t, C, h terms + 1] into the parameters of tiles `slots`."""
     if unit.kind == "siren":
         first = torch.cat([w[..., :1] / unit.first_omega, w[..., 1:]], -1).transpose(1, 2)
     else:
         terms = w[..., 1:].unflatten(-1, (2, unit.degree)).permute(0, 3, 2, 1).flatten(1, 2)  # degree-major, y then x
         first = torch.cat([w[:, None, :, 0], terms], 1)
-    network.layers[0].assign(None, first)
-    network.set_last(None, torch.cat([last[..., -1:], last[..., :-1]], -1).transpose(1, 2))
+    network.layers[0].assign(slots, first)
+    network.set_last(slots, torch.cat([last[..., -1:], last[..., :-1]], -1).transpose(1, 2))

@@ -183,6 +183,7 @@ class GradientWatch:
         parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.names = [name for name, _ in parameters]
         self.tiles = [p.shape[0] if p.ndim else 1 for _, p in parameters]
+        self._tile_of = [getattr(p, "tile_of", None) for _, p in parameters]
         self._peaks: list[Tensor | None] = [None] * len(parameters)  # per tile max |gradient|, which keeps a NaN
         for index, (_, parameter) in enumerate(parameters):
             parameter.register_hook(lambda gradient, index=index: self._note(index, gradient))
@@ -208,9 +209,9 @@ class GradientWatch:
 
     def locate(self, flat_index: int) -> tuple[str, int]:
         """(parameter name, tile) of a flat index of `first_bad`."""
-        for name, tiles in zip(self.names, self.tiles, strict=True):
+        for name, tiles, tile_of in zip(self.names, self.tiles, self._tile_of, strict=True):
             if flat_index < tiles:
-                return name, flat_index
+                return name, tile_of(flat_index) if tile_of else flat_index
             flat_index -= tiles
         raise AssertionError("index beyond the last parameter")
 
@@ -225,6 +226,7 @@ class ShardedGradientWatch(GradientWatch):
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self.names = [name for name, p in model.named_parameters() if p.requires_grad]
         self.tiles = [p.shape[0] if p.ndim else 1 for p in self._parameters]
+        self._tile_of = [None] * len(self._parameters)
         self._peaks = [None] * len(self._parameters)
 
     @torch.no_grad()

@@ -24,12 +24,41 @@ def chebyshev_polynomials(s: Tensor, degree: int) -> Tensor:
     return torch.stack(columns, dim=-1)
 
 
+def term(network: Chebyshev2D, index: int) -> tuple[int, int, int]:
+    """Channel, degree along y and degree along x of a flat index."""
+    rest, n = divmod(index, network.degree[1] + 1)
+    return *divmod(rest, network.degree[0] + 1), n
+
+
+def random_terms(network: Chebyshev2D, generator: torch.Generator) -> list[dict[tuple[int, int, int], float]]:
+    """Gives each tile of a sparse network 0 to 8 random terms, one of several tiles none, and makes it float64.
+
+    Returns per tile {(channel, degree along y, degree along x): coefficient}.
+    """
+    size = network.out_features * (network.degree[0] + 1) * (network.degree[1] + 1)
+    counts = torch.randint(0, 9, (network.tiles,), generator=generator).clamp(max=size)
+    if network.tiles > 1:
+        counts[torch.randint(network.tiles, (), generator=generator)] = 0
+    index = [torch.randperm(size, generator=generator)[:n].sort().values for n in counts.tolist()]
+    # representable in float32, in which terms are set
+    values = [torch.randn(int(n), generator=generator, dtype=torch.float32) for n in counts]
+    network.set_terms(counts, torch.cat(index), torch.cat(values))
+    network.double()
+    return [
+        {term(network, i): v for i, v in zip(*pair, strict=True)}
+        for pair in zip([i.tolist() for i in index], [v.tolist() for v in values], strict=True)
+    ]
+
+
 def value(network, tile: int, x: Tensor) -> Tensor:
     """The network of one tile as the papers write it: `[P, in] -> [P, out]`."""
     if isinstance(network, ScaledCPIKAN):
         for layer in network.layers:
             basis = chebyshev_polynomials(MAPS[layer.input_map](x), layer.degree)
-            x = torch.einsum("pin,ion->po", basis, layer.coefficients[tile])
+            if layer.constant is None:
+                x = torch.einsum("pin,ion->po", basis, layer.coefficients[tile])
+            else:
+                x = layer.constant[tile] + torch.einsum("pin,ion->po", basis[..., 1:], layer.coefficients[tile])
             if layer.norm is not None:
                 # written out: the third derivatives of torch's fused layer_norm (2.13) are wrong
                 centred = x - x.mean(-1, keepdim=True)
@@ -40,12 +69,14 @@ def value(network, tile: int, x: Tensor) -> Tensor:
         mapping = MAPS[network.input_map]
         by = chebyshev_polynomials(mapping(x[:, 0]), network.degree[0])
         bx = chebyshev_polynomials(mapping(x[:, 1]), network.degree[1])
-        if network.index is None:
-            index = torch.arange(by.shape[1] * bx.shape[1]).expand(network.out_features, -1)
-        else:
-            index = network.index[tile].long()
-        terms = by[:, index // bx.shape[1]] * bx[:, index % bx.shape[1]]  # [P, C, K]
-        return (terms * network.coefficients[tile] * (index >= 0)).sum(-1)
+        if not network.sparse:
+            return torch.einsum("pm,pn,cmn->pc", by, bx, network.coefficients[tile].unflatten(1, network.shape))
+        # zero, but a function of x and of the coefficients where the tile has no terms
+        channels = [0 * x[:, 0] * network.coefficients.sum() for _ in range(network.out_features)]
+        for k in range(int(network.offset[tile]), int(network.offset[tile + 1])):
+            c, m, n = term(network, int(network.index[k]))
+            channels[c] = channels[c] + network.coefficients[k] * by[:, m] * bx[:, n]
+        return torch.stack(channels, dim=-1)
     if isinstance(network, FourierMLP):
         phases = [2.0**k * math.pi * x[:, i] for i in range(x.shape[1]) for k in range(network.bands)]
         encoded = [x[:, i] for i in range(x.shape[1])] + [p.sin() for p in phases] + [p.cos() for p in phases]
@@ -85,5 +116,8 @@ def nested_rows(function, x: Tensor, order: str) -> Tensor:
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Largest deviation over the largest expected magnitude."""
+    """Largest deviation over the largest expected magnitude; 0 if there is nothing to compare."""
+    assert actual.shape == expected.shape
+    if not expected.numel():
+        return 0.0
     return float((actual - expected).detach().abs().max() / expected.detach().abs().max().clamp(min=1e-300))

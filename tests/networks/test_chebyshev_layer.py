@@ -1,15 +1,17 @@
 """The Chebyshev layer: recurrence, initialisation, saturation, precision."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
+from network_reference import relative_error
 
 from cpikan_hr import jets
 from cpikan_hr.errors import UserError
 from cpikan_hr.networks import ChebyshevLayer, ScaledCPIKAN, build_network
-from cpikan_hr.networks.chebyshev import basis_moments
+from cpikan_hr.networks.chebyshev import INITS, basis_moments
 from cpikan_hr.networks.chebyshev_kernels import INPUT_MAPS, chebyshev_derivatives
 
 
@@ -38,6 +40,58 @@ def test_published_initialisation_equals_torch_xavier_normal():
 
 def test_chebykan_initialisation():
     assert ChebyshevLayer(400, 3, 7, 4, init="chebykan").coefficients.std().item() == pytest.approx(1 / 15, rel=0.02)
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_a_shared_constant_starts_at_zero_and_leaves_the_spread_of_the_other_terms(init):
+    published, shared = (ChebyshevLayer(2000, 3, 7, 4, init=init, shared_constant=s) for s in (False, True))
+    expected = published.coefficients.detach().square().mean((0, 1, 2)).sqrt()[1:]
+    assert torch.allclose(shared.coefficients.square().mean((0, 1, 2)).sqrt(), expected, rtol=0.03)
+    assert not shared.constant.any()
+
+
+@pytest.mark.parametrize("order", jets.ORDERS)
+@pytest.mark.parametrize("options", [{}, {"layer_norm": True}, {"first_input_map": "identity", "input_map": "sine"}])
+def test_the_sums_of_the_published_constants_as_shared_ones_give_the_same_function(options, order):
+    published = ScaledCPIKAN(3, 2, 2, hidden=[4, 3], degree=[3, 2, 4], **options)
+    shared = ScaledCPIKAN(3, 2, 2, hidden=[4, 3], degree=[3, 2, 4], shared_constant=True, **options)
+    state = published.state_dict()
+    for name in [n for n in state if n.endswith("coefficients")]:
+        all_terms = state[name]
+        assert all_terms[..., 0].abs().min() > 0
+        state[name], state[name.replace("coefficients", "constant")] = all_terms[..., 1:], all_terms[..., 0].sum(1)
+    shared.load_state_dict(state)
+    tiles = torch.tensor([2, 0])
+    jet = jets.seed(torch.rand(2, 7, 2) * 2 - 1, order)
+    assert relative_error(shared(jet, tiles).rows, published(jet, tiles).rows) < 1e-13
+
+
+def test_a_shared_constant_replaces_one_number_per_edge_by_one_per_output():
+    shapes = [{n: tuple(p.shape) for n, p in layer.named_parameters()} for layer in (
+        ChebyshevLayer(5, 3, 4, 2),
+        ChebyshevLayer(5, 3, 4, 2, shared_constant=True),
+    )]  # fmt: skip
+    assert shapes == [{"coefficients": (5, 3, 4, 3)}, {"coefficients": (5, 3, 4, 2), "constant": (5, 4)}]
+
+
+def test_a_list_of_degrees_gives_each_layer_its_own():
+    network = ScaledCPIKAN(1, 2, 5, hidden=[4, 3], degree=[6, 1, 2])
+    assert [tuple(layer.coefficients.shape) for layer in network.layers] == [(1, 2, 4, 7), (1, 4, 3, 2), (1, 3, 5, 3)]
+
+
+def test_one_degree_equals_a_list_that_repeats_it():
+    one, several = (
+        ScaledCPIKAN(2, 2, 1, hidden=[4, 3], degree=degree, generator=torch.Generator().manual_seed(0))
+        for degree in (3, [3, 3, 3])
+    )
+    jet = jets.seed(torch.rand(2, 5, 2), "laplacian")
+    assert torch.equal(one(jet).rows, several(jet).rows)
+
+
+@pytest.mark.parametrize("degree", [[3], [3, 2], [3, 2, 2, 1], []])
+def test_a_list_with_another_number_of_degrees_than_layers_is_refused_by_name(degree):
+    with pytest.raises(UserError, match=rf"cpikan degree {re.escape(str(degree))}: .*each of the 3 layers"):
+        ScaledCPIKAN(1, 2, 1, hidden=[4, 3], degree=degree)
 
 
 @pytest.mark.parametrize("input_map", INPUT_MAPS)
@@ -95,9 +149,19 @@ def test_autocast_runs_value_only_jets_in_bf16():
 
 
 @pytest.mark.parametrize("order", ["value", "laplacian"])
-@pytest.mark.parametrize("kind", ["cpikan", "siren", "fourier_mlp", "chebyshev2d"])
-def test_parameters_stored_in_bf16_still_propagate_fp32_rows(kind, order):
-    network = build_network(kind, 1, 2, 1).to(torch.bfloat16)
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        ("cpikan", {}),
+        ("cpikan", {"shared_constant": True}),
+        ("siren", {}),
+        ("fourier_mlp", {}),
+        ("chebyshev2d", {}),
+        ("chebyshev2d", {"sparse": True}),
+    ],
+)
+def test_parameters_stored_in_bf16_still_propagate_fp32_rows(kind, options, order):
+    network = build_network(kind, 1, 2, 1, **options).to(torch.bfloat16)
     rows = network(jets.seed(torch.rand(1, 5, 2, dtype=torch.float32), order)).rows
     rows.sum().backward()
     assert rows.dtype == torch.float32
@@ -113,3 +177,5 @@ def test_unknown_options_name_the_choices():
         build_network("resnet", 1, 2, 1)
     with pytest.raises(UserError, match="must be at least 1"):
         ChebyshevLayer(1, 1, 1, degree=0)
+    with pytest.raises(UserError, match="degree 0: it must be at least 1"):
+        ScaledCPIKAN(1, 2, 1, hidden=[3], degree=[2, 0])

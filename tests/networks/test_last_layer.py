@@ -7,7 +7,8 @@ from test_networks_jets import VARIANTS, build
 
 from cpikan_hr import jets
 
-LINEAR = sorted(set(VARIANTS) - {"chebyshev2d-terms"})
+SPARSE = sorted(name for name, (_, options) in VARIANTS.items() if options.get("sparse"))
+LINEAR = sorted(set(VARIANTS) - set(SPARSE))  # those that take any solution
 
 
 @pytest.mark.parametrize("name", LINEAR)
@@ -32,6 +33,24 @@ def test_set_last_without_tiles_writes_all(name):
     solution = torch.randn(2, features.shape[-1], 1)
     network.set_last(None, solution)
     assert relative_error(network(jets.seed(points, "value")).value, features @ solution) < 1e-13
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_value_of_a_sparse_network_equals_features_times_its_dense_coefficients(name):
+    network = build(name, 4, 2, 2, seed=5)
+    tiles = torch.tensor([3, 0, 2])
+    points = torch.rand(3, 9, 2) * 2 - 1
+    expected = network.features(points, tiles) @ network.dense(tiles).flatten(2).transpose(1, 2)
+    assert relative_error(network(jets.seed(points, "value"), tiles).value, expected) < 1e-13
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_a_sparse_network_refuses_a_solution_with_all_terms(name):
+    network = build(name, 2, 2, 1, seed=6)
+    before = network.dense().clone()
+    with pytest.raises(AssertionError, match="set_terms"):
+        network.set_last(None, torch.randn(2, before[0, 0].numel(), 1))
+    assert torch.equal(network.dense(), before)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from network_reference import nested_rows, relative_error, value
+from network_reference import nested_rows, random_terms, relative_error, value
 
 from cpikan_hr import jets
 from cpikan_hr.networks import build_network
@@ -18,20 +18,30 @@ VARIANTS = {
     "cpikan-identity": ("cpikan", {"hidden": [2], "degree": 2, "input_map": "identity", "init": "chebykan"}),
     "cpikan-layer-norm": ("cpikan", {"hidden": [4, 4], "degree": 3, "layer_norm": True}),
     "cpikan-one-layer": ("cpikan", {"hidden": [], "degree": 6}),
+    "cpikan-degrees": ("cpikan", {"hidden": [4, 2], "degree": [3, 1, 2]}),
+    "cpikan-shared": ("cpikan", {"hidden": [4, 3], "degree": 3, "shared_constant": True}),
+    "cpikan-shared-degrees": (
+        "cpikan",
+        {"hidden": [3, 3], "degree": [2, 4, 1], "shared_constant": True, "init": "moments", "layer_norm": True},
+    ),
     "siren": ("siren", {"hidden": [5, 4], "first_omega": 6.0, "hidden_omega": 3.0}),
     "fourier-tanh": ("fourier_mlp", {"hidden": [5, 4], "bands": 2}),
     "fourier-silu": ("fourier_mlp", {"hidden": [4], "bands": 1, "activation": "silu"}),
     "fourier-gelu": ("fourier_mlp", {"hidden": [4], "bands": 1, "activation": "gelu"}),
     "chebyshev2d": ("chebyshev2d", {"degree": (3, 5)}),
     "chebyshev2d-tanh": ("chebyshev2d", {"degree": 3, "input_map": "tanh"}),
-    "chebyshev2d-terms": ("chebyshev2d", {"degree": (4, 3), "terms": 7, "input_map": "identity"}),
+    "chebyshev2d-degree-0": ("chebyshev2d", {"degree": (0, 2)}),
+    "chebyshev2d-sparse": ("chebyshev2d", {"degree": (4, 3), "sparse": True, "input_map": "identity"}),
+    "chebyshev2d-sparse-sine": ("chebyshev2d", {"degree": (2, 5), "sparse": True}),
 }
 
 
 def build(name: str, tiles: int, dim: int, out: int, seed: int):
     kind, options = VARIANTS[name]
     network = build_network(kind, tiles, dim, out, generator=torch.Generator().manual_seed(seed), **options)
-    if kind == "chebyshev2d" or options.get("layer_norm"):
+    if options.get("sparse"):
+        random_terms(network, torch.Generator().manual_seed(seed))
+    elif kind == "chebyshev2d" or options.get("layer_norm") or options.get("shared_constant"):
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
@@ -71,7 +81,14 @@ def test_jet_and_parameter_gradients_equal_nested_autograd(name, order):
     assert_jet_equals_nested_autograd(name, tiles=3, dim=2, out=2, points=5, order=order, seed=1)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+def test_the_sparse_variants_differ_in_their_terms_from_tile_to_tile():
+    """What the test above relies on: several numbers of terms, one of them zero, and a tile with several."""
+    for name in ("chebyshev2d-sparse", "chebyshev2d-sparse-sine"):
+        counts = build(name, 3, 2, 2, seed=1).offset.diff()
+        assert counts.min() == 0 and counts.max() > 1 and len(counts.unique()) == 3
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     name=st.sampled_from(sorted(VARIANTS)),
     order=st.sampled_from(jets.ORDERS),
@@ -102,7 +119,7 @@ def test_the_block_size_of_the_expansion_does_not_change_the_result(monkeypatch,
         assert relative_error(a, e) < 1e-13
 
 
-@pytest.mark.parametrize("name", ["cpikan", "cpikan-sine"])
+@pytest.mark.parametrize("name", ["cpikan", "cpikan-sine", "cpikan-shared"])
 def test_gradient_flows_to_the_input_jet(name):
     network = build(name, 1, 2, 2, seed=3)
     rows = torch.randn(1, 6, 4, 2, requires_grad=True)
