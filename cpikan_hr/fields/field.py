@@ -54,6 +54,10 @@ class Field(nn.Module):
         """Jet rows [R, H, W, C] on the product of ascending float64 coordinates; the first `levels` levels (None: all)."""
         return sum(level.grid(ys, xs, order) for level in self.levels[:levels])
 
+    @property
+    def device(self) -> torch.device:
+        return self.levels[0].mean.device
+
     def count_parameters(self) -> int:
         """Trained numbers: parameters, for a sparse Chebyshev level the terms in use."""
         total = 0
