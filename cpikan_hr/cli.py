@@ -34,8 +34,14 @@ def grid(text: str) -> tuple[int, int]:
     return int(first), int(second)
 
 
+def positive(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a positive number")
+    return int(text)
+
+
 def parser() -> Parser:
-    top = Parser(prog="cpikan-hr", description="Scaled-cPIKAN fields for ultra-high-resolution images and interferograms")
+    top = Parser(prog="cpikan-hr", description="Scaled-cPIKAN fields for very large images and interferograms")
     commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
     train = commands.add_parser("train", help="train a recipe on one process", add_help=False)
     train.set_defaults(run=None)
@@ -52,7 +58,7 @@ def parser() -> Parser:
     decode.add_argument("stack", type=Path)
     decode.add_argument("--out", type=Path, required=True)
     decode.add_argument("--quality", type=Path, default=None, help="also write the quality map")
-    decode.add_argument("--threads", type=int, default=None)
+    decode.add_argument("--threads", type=positive, default=None)
     render = commands.add_parser("render", help="render a trained field to TIFF, PNG or npy")
     render.add_argument("trained", metavar="RUN", type=Path)
     render.add_argument("--out", type=Path, required=True)
@@ -88,8 +94,8 @@ def run_synth(arguments) -> None:
     chosen = arguments.wavelengths or [5.0 * 1.1**j for j in range(wavelengths)]
     if len(chosen) != wavelengths:
         raise UserError(f"--wavelengths: {len(chosen)} given, --frames says {wavelengths}")
-    synth(arguments.out, size=arguments.size, wavelengths_um=chosen, steps=steps, noise=arguments.noise,
-          seed=arguments.seed, bit_depth=arguments.bits, format=arguments.format, progress=Progress("synth"))  # fmt: skip
+    options = dict(noise=arguments.noise, seed=arguments.seed, bit_depth=arguments.bits, format=arguments.format)
+    synth(arguments.out, size=arguments.size, wavelengths_um=chosen, steps=steps, progress=Progress("synth"), **options)
     print(arguments.out)
 
 
@@ -105,21 +111,27 @@ def run_decode(arguments) -> None:
 
 
 def run_render(arguments) -> None:
+    from cpikan_hr.processes import compute_device, launched
     from cpikan_hr.render import render
     from cpikan_hr.training.weights import load_field
 
-    trained = load_field(arguments.trained)
     options = dict(region=arguments.region, scale=arguments.scale, quantity=arguments.quantity)
-    print(render(trained, arguments.out, progress=Progress("render"), **options))
+    with launched() as processes, processes.together():
+        trained = load_field(arguments.trained, compute_device())
+        progress = Progress("render") if processes.rank == 0 else None
+        path = render(trained, arguments.out, processes=processes, progress=progress, **options)
+        if processes.rank == 0:
+            print(path)
 
 
 def run_evaluate(arguments) -> None:
     from cpikan_hr.data.source import open_source
     from cpikan_hr.evaluate import evaluate
     from cpikan_hr.problems import reference_of
+    from cpikan_hr.processes import compute_device
     from cpikan_hr.training.weights import load_field
 
-    trained = load_field(arguments.trained)
+    trained = load_field(arguments.trained, compute_device())
     reference = open_source(arguments.reference) if arguments.reference else reference_of(trained.recipe)
     if reference is None:
         raise UserError(f"{arguments.trained}: this problem knows no true answer; give --reference FILE")
@@ -147,7 +159,7 @@ class Progress:
 
     def __call__(self, done: int, total: int) -> None:
         if self.bar is None:
-            self.bar = tqdm(total=total, desc=self.name, dynamic_ncols=True, leave=False)
+            self.bar = tqdm(total=total, desc=self.name, dynamic_ncols=True, leave=False, disable=None)
         self.bar.update(done - self.bar.n)
         if done >= total:
             self.bar.close()

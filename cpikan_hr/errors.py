@@ -5,26 +5,51 @@ and exit with code 2, without a traceback; everything else is a bug and keeps it
 """
 
 import sys
+import threading
 from collections.abc import Callable
 from functools import wraps
+
+INTERRUPTED = 128 + 2  # what shells report for SIGINT
 
 
 class UserError(ValueError):
     """A mistake the user can mend. The message is printed as it is, so it is one line."""
 
 
+class OtherRankFailed(UserError):
+    """Another process of the launch failed and says why; this one ends with the same code, silently."""
+
+    def __init__(self, rank: int):
+        super().__init__(f"process {rank} of this launch failed")
+
+
 def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
-    """Turns a `UserError` or an `OSError` of the operating system into one line on stderr and exit code 2."""
+    """Turns a `UserError` or an `OSError` into one line on stderr and exit code 2, Ctrl-C into one line and 130."""
 
     @wraps(main)
     def wrapped(*args, **kwargs) -> int:
+        threading.excepthook = _report_bugs_only
         try:
             return main(*args, **kwargs) or 0
+        except OtherRankFailed:
+            return 2
         except UserError as error:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            return _tell(str(error), 2)
         except OSError as error:  # disk full, no permission: the operating system's own words name the file
             where = f": {error.filename}" if error.filename else ""
-            print(f"error: {error.strerror or error}{where}", file=sys.stderr)
-        return 2
+            return _tell(f"{error.strerror or error}{where}", 2)
+        except KeyboardInterrupt:
+            return _tell("interrupted", INTERRUPTED)
 
     return wrapped
+
+
+def _tell(message: str, code: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _report_bugs_only(failure: threading.ExceptHookArgs) -> None:
+    """A thread that cannot write (TensorBoard's) keeps its OSError for the next call, which raises and reports it."""
+    if not issubclass(failure.exc_type, OSError):
+        threading.__excepthook__(failure)

@@ -24,7 +24,8 @@ def evaluate(trained: Trained, reference: Source, file_bytes: int) -> dict:
     field, recipe, about = trained
     shape = tuple(about["shape"])
     if tuple(reference.shape) != (*shape, about["channels"]):
-        raise UserError(f"reference {reference.name}: its shape {tuple(reference.shape)} is not the field's {(*shape, about['channels'])}")
+        expected = (*shape, about["channels"])
+        raise UserError(f"reference {reference.name}: its shape {tuple(reference.shape)} is not the field's {expected}")
     total, count, low, high = np.zeros(3), 0, math.inf, -math.inf
     for _, truth, value in strips(field, reference, shape, 0):
         known = np.isfinite(truth)
@@ -54,10 +55,10 @@ def evaluate(trained: Trained, reference: Source, file_bytes: int) -> dict:
 
 def strips(field: Field, reference: Source, shape: tuple[int, int], halo: int):
     """Yields (rows of halo above, truth, value), float32 [h, W, C], over strips of the frame."""
-    xs = torch.arange(shape[1], dtype=torch.float64) + 0.5
+    xs = torch.arange(shape[1], dtype=torch.float64, device=field.device) + 0.5
     for start in range(0, shape[0], ROWS):
         y0, y1 = max(0, start - halo), min(shape[0], start + ROWS + halo)
-        value = field.grid(torch.arange(y0, y1, dtype=torch.float64) + 0.5, xs)[0].numpy()
+        value = field.grid(torch.arange(y0, y1, dtype=torch.float64, device=field.device) + 0.5, xs)[0].cpu().numpy()
         yield (start - y0, min(ROWS, shape[0] - start)), reference.read(y0, y1, 0, shape[1]).astype(np.float32), value
 
 
@@ -85,15 +86,17 @@ def seam(field: Field, shape: tuple[int, int], step: float = 0.01, lines: int = 
     cores and of supports, at most `lines` per level and axis.
     """
     worst = 0.0
-    offsets = torch.tensor([-7, -5, -3, -1, 1, 3, 5, 7], dtype=torch.float64) * step
+    device = field.device
+    offsets = torch.tensor([-7, -5, -3, -1, 1, 3, 5, 7], dtype=torch.float64, device=device) * step
     for level in field.levels:
         for number, axis in enumerate(level.tile_grid.axes):
-            cores = torch.arange(1, axis.count, dtype=torch.float64) * axis.stride
+            cores = torch.arange(1, axis.count, dtype=torch.float64, device=device) * axis.stride
             reach = axis.overlap * axis.stride / 2
             borders = torch.cat([cores, cores - reach, cores + reach])
             borders = borders[(borders > 1) & (borders < shape[number] - 1)].unique()
             borders = borders[:: max(1, len(borders) // lines)]
-            along = torch.linspace(0.5, shape[1 - number] - 0.5, min(shape[1 - number], 512), dtype=torch.float64)
+            length = shape[1 - number]
+            along = torch.linspace(0.5, length - 0.5, min(length, 512), dtype=torch.float64, device=device)
             for border in borders:
                 points = border + offsets
                 rows = field.grid(points, along)[0] if number == 0 else field.grid(along, points)[0].transpose(0, 1)

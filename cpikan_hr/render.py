@@ -1,22 +1,25 @@
 """Renders a trained field window by window: any region, any scale, value or derivatives, in bounded memory.
 
-Launched as several processes (`accelerate launch -m cpikan_hr render ...`), each renders its share of strips into one file.
+Launched as several processes (`accelerate launch -m cpikan_hr render ...`), each renders its share of the strips.
 """
 
-import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from cpikan_hr.data.stack import open_stack
 from cpikan_hr.data.orientation import OrientedStack
+from cpikan_hr.data.stack import open_stack
 from cpikan_hr.data.writers import MapWriter
 from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Field
+from cpikan_hr.processes import ALONE, Processes
 from cpikan_hr.training.weights import Trained
 
 STRIP = 2**20  # output pixels of one strip
+MAX_SIDE = 2**24  # output pixels: coordinates of both axes stand in memory
 ORDER = {"value": "value", "gradient": "gradient", "laplacian": "laplacian"}
 
 
@@ -41,56 +44,61 @@ def coordinates(low: int, high: int, scale: float) -> torch.Tensor:
 
 def evaluate_field(field: Field, ys: torch.Tensor, xs: torch.Tensor, quantity: str) -> np.ndarray:
     """float32 [h, w, C']: value (C), gradient (2 C: all d/dy, then all d/dx) or Laplacian (C), per source px."""
-    rows = field.grid(ys, xs, ORDER[quantity])
+    rows = field.grid(ys.to(field.device), xs.to(field.device), ORDER[quantity])
     if quantity == "gradient":
-        return torch.cat([rows[1], rows[2]], dim=-1).numpy()
-    return (rows[0] if quantity == "value" else rows[3]).numpy()
+        return torch.cat([rows[1], rows[2]], dim=-1).cpu().numpy()
+    return (rows[0] if quantity == "value" else rows[3]).cpu().numpy()
 
 
 def render(trained: Trained, out: Path, *, region: str | None = None, scale: float = 1.0, quantity: str = "value",
-           progress=None) -> Path:
+           processes: Processes = ALONE, progress=None) -> Path:
     """Writes the map; heights as float32 in nm (NaN where the stack's mask is off), 8/16-bit pictures as such."""
     field, recipe, about = trained
     if scale <= 0 or not np.isfinite(scale):
         raise UserError(f"--scale {scale}: give a positive number")
     y0, y1, x0, x1 = parse_region(region, tuple(about["shape"]))
+    if max(y1 - y0, x1 - x0) * scale > MAX_SIDE:
+        raise UserError(f"--scale {scale}: more than {MAX_SIDE} pixels on a side; render regions one by one")
     ys, xs = coordinates(y0, y1, scale), coordinates(x0, x1, scale)
     mask = _mask(recipe)
     picture = quantity == "value" and about["unit"] == "grey levels"
     dtype = np.dtype(about.get("dtype", "uint8")) if picture else np.dtype(np.float32)
-    unit = {"value": about["unit"], "gradient": f"{about['unit']} / px", "laplacian": f"{about['unit']} / px^2"}[quantity]
+    unit = about["unit"] + {"value": "", "gradient": " / px", "laplacian": " / px^2"}[quantity]
     if out.suffix == ".png" and not picture:
         dtype = np.dtype(np.uint8)
     pitch = about["pixel_pitch_um"] and about["pixel_pitch_um"] / scale
     channels = about["channels"] * (2 if quantity == "gradient" else 1)
-    rank, ranks = join_processes()
     limits = _limits(field, ys, xs, quantity) if out.suffix == ".png" and not picture else None
     height = max(1, STRIP // len(xs))
-    starts = list(range(0, len(ys), height))
-    writer = None
-    if rank == 0:
-        writer = MapWriter(out, (len(ys), len(xs), channels), dtype, unit=unit, pixel_pitch_um=pitch)
-        writer.__enter__()
-    barrier(ranks)
-    if rank:
-        writer = MapWriter(out, (len(ys), len(xs), channels), dtype, unit=unit, pixel_pitch_um=pitch, create=False)
-        writer.__enter__()
-    try:
-        for done, start in enumerate(starts[rank::ranks]):
-            part = ys[start : start + height]
-            block = evaluate_field(field, part, xs, quantity)
-            if mask is not None:
-                block[~mask(part, xs)] = np.nan
-            writer.write(start, 0, _convert(block, dtype, limits))
-            if progress:
-                progress(done + 1, len(starts[rank::ranks]))
-        barrier(ranks)
-        if rank == 0:
-            writer.finish()
-    finally:
-        writer.__exit__(None, None, None)
-    barrier(ranks)
+    starts = range(0, len(ys), height)[processes.rank :: processes.ranks]
+    with opened_map(processes, out, (len(ys), len(xs), channels), dtype, unit=unit, pixel_pitch_um=pitch) as writer:
+        with processes.together():
+            for done, start in enumerate(starts, start=1):
+                part = ys[start : start + height]
+                block = evaluate_field(field, part, xs, quantity)
+                if mask is not None:
+                    block[~mask(part, xs)] = np.nan
+                writer.write(start, 0, _convert(block, dtype, limits))
+                if progress:
+                    progress(done, len(starts))
+        with processes.together():
+            if processes.rank == 0:
+                writer.finish()
     return out
+
+
+@contextmanager
+def opened_map(processes: Processes, *arguments, **options) -> Iterator[MapWriter]:
+    """One map that all processes write: rank 0 creates it, then the others open it."""
+    with ExitStack() as opened:
+        writer = None
+        with processes.together():
+            if processes.rank == 0:
+                writer = opened.enter_context(MapWriter(*arguments, **options))
+        with processes.together():
+            if writer is None:
+                writer = opened.enter_context(MapWriter(*arguments, **options, create=False))
+        yield writer
 
 
 def _convert(block: np.ndarray, dtype: np.dtype, limits: tuple[float, float] | None) -> np.ndarray:
@@ -104,13 +112,14 @@ def _convert(block: np.ndarray, dtype: np.dtype, limits: tuple[float, float] | N
 
 def _limits(field: Field, ys: torch.Tensor, xs: torch.Tensor, quantity: str) -> tuple[float, float]:
     """Grey range of a PNG of a map: the 0.1 and 99.9 percentiles of a decimated map."""
-    values = evaluate_field(field, ys[:: max(1, len(ys) // 256)], xs[:: max(1, len(xs) // 256)], quantity)
+    sparse_y, sparse_x = (axis[:: max(1, len(axis) // 256)].contiguous() for axis in (ys, xs))
+    values = evaluate_field(field, sparse_y, sparse_x, quantity)
     low, high = np.percentile(values, [0.1, 99.9])
     return float(low), float(high)
 
 
 def _mask(recipe):
-    """A function of output coordinates, or None: the stack's mask at the nearest pixel, where the stack is still there."""
+    """The stack's mask at the pixels nearest to output coordinates, as a function; None where the stack is gone."""
     if recipe.problem.kind != "interferometry" or not Path(recipe.problem.stack).exists():
         return None
     stack = OrientedStack(open_stack(recipe.problem.stack), recipe.problem.rotate, recipe.problem.flip)
@@ -121,16 +130,3 @@ def _mask(recipe):
         return window[iy - iy[0]][:, ix - ix[0]]
 
     return valid
-
-
-def join_processes() -> tuple[int, int]:
-    """Rank and number of the processes of this launch."""
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    if ranks > 1 and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo")
-    return (torch.distributed.get_rank(), ranks) if ranks > 1 else (0, 1)
-
-
-def barrier(ranks: int) -> None:
-    if ranks > 1:
-        torch.distributed.barrier()

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from cpikan_hr.data.windows import Source
-from cpikan_hr.errors import UserError
+from cpikan_hr.files import whole_file
 
 
 def read_decimated(source: Source, max_side: int = 1000) -> np.ndarray:
@@ -60,14 +60,8 @@ def save_preview(
         colours = "RdBu_r" if _is_difference(title) else "viridis"
         drawn = axes.imshow(array, vmin=low, vmax=high, cmap=colours, interpolation="nearest")
         figure.colorbar(drawn, ax=axes, label=unit, shrink=0.8)
-    part = path.with_name(path.name + ".part")
-    try:
+    with whole_file(path) as part:
         canvas.print_figure(part, format="png", dpi=dpi)
-        os.replace(part, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 

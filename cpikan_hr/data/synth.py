@@ -22,6 +22,7 @@ from cpikan_hr.data.stack import MIN_STEPS, STACK_FILE
 from cpikan_hr.data.threads import each_in_threads
 from cpikan_hr.data.writers import MapWriter, check_space
 from cpikan_hr.errors import UserError
+from cpikan_hr.files import created_folder, writing
 
 BLOCK = (64, 1024)  # rows and columns of a noise block; a block's arrays fit the cache
 STRIP = BLOCK[0]
@@ -113,24 +114,36 @@ def synth(
     _check(out_dir, size, wavelengths_um, steps, noise, seed, bit_depth, format, scene)
     camera = Camera(Wafer(size, seed), tuple(float(w) for w in wavelengths_um), steps, noise, bit_depth)
     part = out_dir.with_name(out_dir.name + ".part")
-    try:
-        out_dir.parent.mkdir(parents=True, exist_ok=True)
-        n_frames = len(camera.wavelengths_um) * steps
-        scratch = 2 if format in ("png", "tiff") else 1  # their rows are collected in a raw file first
-        check_space(out_dir.parent, size[0] * size[1] * (4 + n_frames * camera.dtype.itemsize * scratch))
+    n_frames = len(camera.wavelengths_um) * steps
+    scratch = 2 if format in ("png", "tiff") else 1  # their rows are collected in a raw file first
+    needed = size[0] * size[1] * (4 + n_frames * camera.dtype.itemsize * scratch)
+    with created_folder(out_dir.parent), writing(out_dir):
+        check_space(out_dir.parent, needed)
         shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-    except OSError as error:
-        raise UserError(f"{out_dir}: cannot be written ({error.strerror}); choose another place") from None
-    try:
-        _write_frames(part, camera, format, threads, progress)
-        _write_yaml(part, camera, format)
-        if out_dir.exists():
-            shutil.rmtree(out_dir)
-        os.replace(part, out_dir)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        try:
+            part.mkdir()
+            _write_frames(part, camera, format, threads, progress)
+            _write_yaml(part, camera, format)
+            _put_in_place(part, out_dir)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
     return out_dir
+
+
+def _put_in_place(whole: Path, out_dir: Path) -> None:
+    """Renames `whole` to `out_dir`; what stood there is removed only then."""
+    if not out_dir.exists():
+        os.replace(whole, out_dir)
+        return
+    old = out_dir.with_name(out_dir.name + ".old.part")
+    shutil.rmtree(old, ignore_errors=True)
+    os.replace(out_dir, old)
+    try:
+        os.replace(whole, out_dir)
+    except BaseException:
+        os.replace(old, out_dir)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_frames(folder: Path, camera: Camera, format: str, threads: int | None, progress) -> None:
@@ -184,8 +197,8 @@ def _check(out_dir, size, wavelengths_um, steps, noise, seed, bit_depth, format,
         raise UserError(f"size: {size[0]} x {size[1]}: give rows and columns of at least one pixel")
     if steps < MIN_STEPS:
         raise UserError(f"steps: too few phase steps: {steps} per wavelength; take at least {MIN_STEPS}")
-    if not wavelengths_um or min(wavelengths_um) <= 0 or noise < 0 or seed < 0:
-        raise UserError("wavelengths are positive micrometres; noise and seed are not negative")
+    if not wavelengths_um or not all(0 < w < np.inf for w in wavelengths_um) or not 0 <= noise < np.inf or seed < 0:
+        raise UserError("wavelengths are positive micrometres; noise and seed are finite and not negative")
     if bit_depth not in (8, 10, 12, 16):
         raise UserError(f"bit_depth: unsupported bit depth {bit_depth}; use 8, 10, 12 or 16")
     if format not in _SUFFIXES:

@@ -20,6 +20,7 @@ import tifffile
 
 from cpikan_hr.data import bmp
 from cpikan_hr.errors import UserError
+from cpikan_hr.files import writing
 
 TIFF_TILE = 512
 _PNG_LEVEL = 3  # zlib level: noise does not compress better above it, and 65 MP should not take minutes
@@ -55,9 +56,10 @@ class MapWriter:
         self.path, self.dtype = Path(path), np.dtype(dtype)
         self.shape: tuple[int, int, int] = (*shape, 1)[:3]
         self._about = {"unit": unit, "pixel_pitch_um": pixel_pitch_um, "description": description}
-        self._suffix, self._fd, self._create, self._finished = self.path.suffix.lower(), None, create, False
+        self._suffix, self._fd, self._create, self._converted = self.path.suffix.lower(), None, create, False
         self._check_format()
         self._scratch = self.path.with_name(self.path.name + ".part")
+        self._whole = self._scratch if self._direct else self.path.with_name(self.path.name + ".whole.part")
         header = self._header()
         row = self.shape[1] * self.shape[2] * self.dtype.itemsize
         self._offset, self._stride = len(header), row
@@ -67,16 +69,18 @@ class MapWriter:
             size = len(header) + self.shape[0] * padded
             self._offset, self._stride = size - padded, -padded
         try:
-            if create:
-                check_space(self.path.parent, size * (1 if self._direct else 2))
-                self._fd = os.open(self._scratch, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
-                os.ftruncate(self._fd, size)
-                _pwrite(self._fd, memoryview(header), 0)
-            else:
-                self._fd = os.open(self._scratch, os.O_RDWR)
-        except OSError as error:
+            with writing(self.path):
+                if create:
+                    self._refuse_folder()
+                    check_space(self.path.parent, size * (1 if self._direct else 2))
+                    self._fd = os.open(self._scratch, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+                    os.ftruncate(self._fd, size)
+                    _pwrite(self._fd, memoryview(header), 0)
+                else:
+                    self._fd = os.open(self._scratch, os.O_RDWR)
+        except BaseException:
             self.close()
-            raise UserError(f"{self.path}: cannot be written ({error.strerror}); choose another place") from None
+            raise
 
     @property
     def _direct(self) -> bool:
@@ -93,30 +97,27 @@ class MapWriter:
             block = block[..., ::-1]  # colours stand as blue, green, red
         block = np.ascontiguousarray(block, self.dtype)
         start = self._offset + y0 * self._stride + x0 * self.shape[2] * self.dtype.itemsize
-        try:
+        with writing(self.path):
             if block[:1].nbytes == self._stride:  # whole rows, one after the other
                 _pwrite(self._fd, memoryview(block).cast("B"), start)
             else:
                 for i, row in enumerate(block):
                     _pwrite(self._fd, memoryview(row).cast("B"), start + i * self._stride)
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror}); free some space") from None
+
+    def convert(self) -> None:
+        """Brings what was written into the final format, by the creator, after every window is written."""
+        assert self._create and not self._converted
+        if not self._direct:
+            with writing(self.path):
+                self._write_format(self._whole)
+        self._converted = True
 
     def finish(self) -> Path:
-        """Turns what was written into the final file; called once, by the creator, after every window is written."""
-        assert self._create and not self._finished
-        whole = self._scratch
-        try:
-            if not self._direct:
-                whole = self.path.with_name(self.path.name + ".whole.part")
-                self._convert(whole)
-            os.replace(whole, self.path)
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror}); free some space") from None
-        finally:
-            if whole != self._scratch:
-                whole.unlink(missing_ok=True)
-        self._finished = True
+        """Gives the whole map its name, once. Of maps that belong together all are converted before one is finished."""
+        if not self._converted:
+            self.convert()
+        with writing(self.path):
+            os.replace(self._whole, self.path)
         self.close()
         return self.path
 
@@ -126,6 +127,7 @@ class MapWriter:
             os.close(self._fd)
             self._fd = None
             if self._create:
+                self._whole.unlink(missing_ok=True)
                 self._scratch.unlink(missing_ok=True)
 
     def __enter__(self) -> "MapWriter":
@@ -133,6 +135,10 @@ class MapWriter:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+    def _refuse_folder(self) -> None:
+        if self.path.is_dir():  # the rename at the end would fail, after all the work
+            raise UserError(f"{self.path}: is a folder; name a file")
 
     def _check_format(self) -> None:
         if self._suffix not in _DTYPES:
@@ -170,7 +176,7 @@ class MapWriter:
             view, position = view[got:], position + got
         return rows
 
-    def _convert(self, whole: Path) -> None:
+    def _write_format(self, whole: Path) -> None:
         if self._suffix == ".png":
             height, width, channels = self.shape
             writer = png.Writer(

@@ -99,6 +99,10 @@ class Field(nn.Module):
         parameters = dict(self.named_parameters())
         return {name: value for name, value in self.state_dict().items() if name not in parameters}
 
+    @property
+    def device(self) -> torch.device:
+        return self.levels[0].mean.device
+
     def count_parameters(self) -> int:
         """Fitted numbers of all levels."""
         return sum(level.count_parameters() for level in self.levels)

@@ -207,6 +207,8 @@ def decode_stack(
     UserError: phase steps unknown, damaged frames, no room; nothing is left behind then.
     """
     steps = _known_steps(stack)
+    if quality and Path(quality).resolve() == Path(out).resolve():
+        raise UserError(f"{quality}: heights and quality cannot be one file; name another")
     rows, columns = stack.shape
     about = dict(pixel_pitch_um=stack.pixel_pitch_um, description=f"classical decode of {stack.path.parent.name}")
     with ExitStack() as opened:
@@ -230,6 +232,8 @@ def decode_stack(
 
             corners = [(y, x) for y in range(0, rows, WINDOW[0]) for x in range(0, columns, WINDOW[1])]
             each_in_threads(decode, corners, threads, progress)
+        for writer in filter(None, (heights, qualities)):
+            writer.convert()
         return heights.finish(), qualities.finish() if qualities else None
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from cpikan_hr.data.orientation import Oriented
 from cpikan_hr.data.source import open_source
+from cpikan_hr.errors import UserError
 from cpikan_hr.jets import Jet
 from cpikan_hr.problems.base import Problem, Target, smoothness
 from cpikan_hr.recipe import ImageProblem
@@ -27,12 +28,22 @@ class Image(Problem):
         self.full_range = float(np.iinfo(self.source.dtype).max) if self.source.dtype.kind == "u" else 1.0
 
     def target(self, y0: int, y1: int, x0: int, x1: int, stride: int = 1) -> Target:
-        values = self.source.read(y0, y1, x0, x1)[::stride, ::stride].astype(np.float32)
+        values = self._read(y0, y1, x0, x1)[::stride, ::stride].astype(np.float32)
         return Target(values, np.ones(values.shape[:2], np.float32), None)
 
     def samples(self, y0, y1, x0, x1, iy, ix) -> dict[str, np.ndarray]:
-        window = self.source.read(y0, y1, x0, x1)
+        window = self._read(y0, y1, x0, x1)
         return {"values": window[iy - y0, ix - x0].astype(np.float32)}
+
+    def _read(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        """The window [h, w, C]. UserError where a pixel is NaN or Inf."""
+        window = self.source.read(y0, y1, x0, x1)
+        if window.dtype.kind == "f" and not np.isfinite(window.sum()):  # one pass; a NaN or Inf reaches the sum
+            bad = np.argwhere(~np.isfinite(window))
+            if len(bad):  # else a sum of finite numbers was too large
+                where = f"pixel ({y0 + bad[0, 0]}, {x0 + bad[0, 1]}) as seen"
+                raise UserError(f"{self.options.path}: {where} is not a finite number; mend the picture")
+        return window
 
     def loss(self, jet: Jet, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         error = ((jet.value - batch["values"]) / self.full_range).square().mean(-1)

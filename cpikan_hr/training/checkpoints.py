@@ -6,9 +6,15 @@ oldest. A run that is killed while it saves leaves the earlier checkpoints as th
 
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
 from cpikan_hr.errors import UserError
+from cpikan_hr.files import writing
+from cpikan_hr.processes import Processes
 from cpikan_hr.training.state import load_state, save_state
 from cpikan_hr.training.update import Updater
 
@@ -20,18 +26,29 @@ def save(updater: Updater, run: Path, keep: int) -> None:
     accelerator = updater.accelerator
     if final.exists():
         return
-    if accelerator.is_main_process:
+    ranks = processes_of(accelerator)
+    try:
+        with ranks.together(), writing(final):
+            if accelerator.is_main_process:
+                shutil.rmtree(part, ignore_errors=True)
+                part.mkdir(parents=True)
+        # DeepSpeed and FSDP wait for each other inside: a rank that fails there ends, and the launcher ends the others.
+        sharded = accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
+        with nullcontext() if sharded else ranks.together(), writing(final):
+            save_state(updater, part)
+        with ranks.together(), writing(final):
+            if accelerator.is_main_process:
+                os.sync()
+                part.rename(final)
+                for old in complete(run)[:-keep]:
+                    shutil.rmtree(old)
+    except BaseException:
         shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    save_state(updater, part)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        os.sync()
-        part.rename(final)
-        for old in complete(run)[:-keep]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
+        raise
+
+
+def processes_of(accelerator: Accelerator) -> Processes:
+    return Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
 
 
 def complete(run: Path) -> list[Path]:
@@ -53,5 +70,13 @@ def choose(run: Path, resume: str) -> Path | None:
 
 def load(updater: Updater, checkpoint: Path) -> None:
     """Collective. Restores weights, optimizer state and step."""
-    load_state(updater, checkpoint)
+    try:
+        load_state(updater, checkpoint)
+    except UserError:
+        raise
+    except Exception as error:  # safetensors, torch, pickle and DeepSpeed each have their own words for a damaged file
+        told = str(error).strip() or type(error).__name__
+        raise UserError(
+            f"{checkpoint}: cannot be resumed from ({told[:200]}); remove it, or give another --resume"
+        ) from error
     updater.steps = int(checkpoint.name[5:])

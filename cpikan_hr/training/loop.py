@@ -5,23 +5,25 @@ global batch of a step depends on the seed and the step alone, not on how many p
 """
 
 import json
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
 
 from cpikan_hr.data.sampling import PixelSampler
 from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Field
+from cpikan_hr.files import created_folder, write_text
 from cpikan_hr.jets import compile_kernels
 from cpikan_hr.problems import Problem, build_problem
 from cpikan_hr.problems.base import pixel_centres
-from cpikan_hr.recipe import Recipe, dump_recipe
+from cpikan_hr.processes import Processes
+from cpikan_hr.recipe import Recipe, dump_recipe, load_recipe
 from cpikan_hr.runtime import peak_rss_mb
 from cpikan_hr.solvers.optimizers import build_optimizer, rate
 from cpikan_hr.solvers.start import fit_field
@@ -29,7 +31,7 @@ from cpikan_hr.training import checkpoints
 from cpikan_hr.training.backend import make_accelerator
 from cpikan_hr.training.trackers import Tracker
 from cpikan_hr.training.update import Updater
-from cpikan_hr.training.weights import save_field
+from cpikan_hr.training.weights import load_tensors, save_field, save_tensors
 
 
 def train(recipe: Recipe) -> Path:
@@ -43,16 +45,34 @@ def train(recipe: Recipe) -> Path:
         print(f"note: derivatives stay in fp32; {options.precision} applies to none of this recipe's loss", flush=True)
     shares = accelerator.num_processes * options.accumulate
     if recipe.batch.blocks < shares:
-        raise UserError(f"batch.blocks is {recipe.batch.blocks}: give at least one per process and micro-batch, {shares} here")
-    problem = build_problem(recipe)
-    checkpoint = checkpoints.choose(run, recipe.resume)
-    if accelerator.is_main_process:
-        open_run(run, recipe, checkpoint)
-    accelerator.wait_for_everyone()
+        raise UserError(
+            f"batch.blocks is {recipe.batch.blocks}: give at least one per process and micro-batch, {shares} here"
+        )
+    processes = checkpoints.processes_of(accelerator)
+    with processes.together():
+        problem = build_problem(recipe)
+        checkpoint = checkpoints.choose(run, recipe.resume)
+        check_run(run, recipe, checkpoint)
+
+    def holds_training() -> bool:
+        return (run / "metrics.jsonl").exists() or bool(checkpoints.complete(run))
+
+    with created_folder(run, keep=holds_training) if accelerator.is_main_process else nullcontext():
+        fit(recipe, run, problem, accelerator, processes, checkpoint, began)
+    accelerator.end_training()
+    return run
+
+
+def fit(recipe: Recipe, run: Path, problem: Problem, accelerator: Accelerator, processes: Processes,
+        checkpoint: Path | None, began: float) -> None:
+    """The training inside its folder: start, steps, weights."""
+    options = recipe.training
     compile_kernels(recipe.field.compile)
     field = Field.build(recipe.field, problem.shape, problem.channels, options.seed)
     field.to(accelerator.device)
-    begin_field(field, problem, recipe, accelerator, run, resumed=checkpoint is not None)
+    with processes.together():
+        begin_field(field, problem, recipe, processes, run, resumed=checkpoint is not None)
+    start = dict(field.named_buffers())
     optimizer = build_optimizer(field, options, recipe.field)
     parameters = field.count_parameters()
     updater = Updater(accelerator, field, optimizer, lambda step: rate(step, options), options.clip, options.ema)
@@ -63,64 +83,76 @@ def train(recipe: Recipe) -> Path:
         "pixel_pitch_um": problem.pixel_pitch_um, "params": parameters, "processes": accelerator.num_processes,
         "train_seconds": 0.0, "peak_rss_mb": 0.0, "gpu_peak_mb": 0.0,
     }  # fmt: skip
-    if accelerator.is_main_process:
-        (run / "about.json").write_text(json.dumps(about))  # what `export` needs where the run does not end
+    with processes.together():
+        if accelerator.is_main_process:
+            begin_run(run, recipe, about, None if checkpoint else start)
     run_steps(updater, problem, recipe, run)
     state = updater.weights()
-    if accelerator.is_main_process:
-        about["steps"], about["train_seconds"] = updater.steps, time.perf_counter() - began
-        about["peak_rss_mb"] = peak_rss_mb()
-        about["gpu_peak_mb"] = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else 0.0
-        save_field(run / "field.safetensors", state, recipe, about)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    return run
+    with processes.together():
+        if accelerator.is_main_process:
+            about["steps"], about["train_seconds"] = updater.steps, time.perf_counter() - began
+            about["peak_rss_mb"] = peak_rss_mb()
+            about["gpu_peak_mb"] = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else 0.0
+            save_field(run / "field.safetensors", state, recipe, about)
 
 
-def open_run(run: Path, recipe: Recipe, checkpoint: Path | None) -> None:
-    """Creates the run folder with the resolved recipe; refuses to mix a different recipe into an existing run."""
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        resolved = run / "recipe.yaml"
-        if checkpoint is None:
-            (run / "metrics.jsonl").unlink(missing_ok=True)
-        elif resolved.exists() and _identity(resolved.read_text()) != _identity(dump_recipe(recipe)):
-            raise UserError(f"{resolved}: the run was begun with another field, problem or batch; give another output, or --resume never")
-        resolved.write_text(dump_recipe(recipe))
-    except OSError as error:
-        raise UserError(f"output {run}: cannot be written ({error.strerror}); choose another folder") from None
+def check_run(run: Path, recipe: Recipe, checkpoint: Path | None) -> None:
+    """Refuses to mix a different recipe into an existing run."""
+    resolved = run / "recipe.yaml"
+    if checkpoint is not None and resolved.exists() and _identity(resolved) != _identity_of(recipe):
+        raise UserError(
+            f"{resolved}: the run was begun with another field, problem or batch; "
+            "give another output, or --resume never"
+        )
 
 
-def _identity(text: str) -> dict:
-    tree = yaml.safe_load(text)
-    return {key: tree.get(key) for key in ("problem", "field", "start", "batch")}
+def _identity(resolved: Path) -> dict:
+    return _identity_of(load_recipe(resolved))
 
 
-def begin_field(field: Field, problem: Problem, recipe: Recipe, accelerator: Accelerator, run: Path, resumed: bool) -> None:
-    """Closed-form start, or normalisation alone. What it leaves in buffers is kept in `start.safetensors`.
+def _identity_of(recipe: Recipe) -> dict:
+    return recipe.model_dump(include={"problem", "field", "start", "batch"})
 
-    Checkpoints of some backends hold parameters only, and a resumed run skips the start.
+
+def begin_run(run: Path, recipe: Recipe, about: dict, start: dict[str, torch.Tensor] | None) -> None:
+    """Writes what describes the run, and `start` where it is not resumed: the first change to an existing folder.
+
+    What the start leaves in buffers is kept because checkpoints of some backends hold parameters only.
     """
-    kept = run / "start.safetensors"
+    for left in (run / "checkpoints").glob("*.part"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    if start is not None:
+        save_tensors(run / "start.safetensors", start)
+        (run / "metrics.jsonl").unlink(missing_ok=True)
+    write_text(run / "recipe.yaml", dump_recipe(recipe))
+    write_text(run / "about.json", json.dumps(about))  # what `export` needs where the run does not end
+
+
+def begin_field(
+    field: Field, problem: Problem, recipe: Recipe, processes: Processes, run: Path, resumed: bool
+) -> None:
+    """Closed-form start, or normalisation alone; a resumed run takes it from `start.safetensors`."""
     if resumed:
-        field.load_state_dict(load_file(kept), strict=False)
+        field.load_state_dict(load_tensors(run / "start.safetensors"), strict=False)
         return
-    ranks = accelerator.num_processes
+
+    def reduce(tensor: torch.Tensor) -> None:
+        with processes.together():
+            pass  # a rank whose frames turn out to be damaged joins here instead
+        torch.distributed.all_reduce(tensor)
+
     if recipe.start.enabled:
         fit_field(
-            field, problem.target, problem.shape, recipe.start, accelerator.process_index, ranks,
-            torch.distributed.all_reduce if ranks > 1 else None,
+            field, problem.target, problem.shape, recipe.start, processes.rank, processes.ranks,
+            reduce if processes.ranks > 1 else None,
         )  # fmt: skip
     else:
         stride = max(1, max(problem.shape) // 512)
         target = problem.target(0, problem.shape[0], 0, problem.shape[1], stride)
-        known = torch.from_numpy(target.values[target.weight > 0]).to(accelerator.device)
+        known = torch.from_numpy(target.values[target.weight > 0]).to(field.device)
         for number, level in enumerate(field.levels):
             level.scale[:] = known.std(0)
             level.mean[:] = known.mean(0) if number == 0 else 0.0
-    if accelerator.is_main_process:
-        save_file({name: value.contiguous() for name, value in field.named_buffers()}, kept)
-    accelerator.wait_for_everyone()
 
 
 def run_steps(updater: Updater, problem: Problem, recipe: Recipe, run: Path) -> None:
@@ -136,7 +168,7 @@ def run_steps(updater: Updater, problem: Problem, recipe: Recipe, run: Path) -> 
     tracker = Tracker(run, options.steps, updater.steps, accelerator.is_main_process)
     saved_at = time.perf_counter()
     last = options.steps * options.accumulate
-    with ThreadPoolExecutor(1) as reader:
+    with closing(tracker), ThreadPoolExecutor(1) as reader:
         number = updater.steps * options.accumulate
         coming = reader.submit(read, number) if number < last else None
         while updater.steps < options.steps:
@@ -164,7 +196,6 @@ def run_steps(updater: Updater, problem: Problem, recipe: Recipe, run: Path) -> 
             if due(updater, options, saved_at):
                 checkpoints.save(updater, run, options.keep)
                 saved_at = time.perf_counter()
-    tracker.close()
 
 
 def due(updater: Updater, options, saved_at: float) -> bool:

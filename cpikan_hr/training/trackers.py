@@ -1,4 +1,4 @@
-"""What a run reports while it trains: metrics.jsonl, TensorBoard events and a progress bar, on the main process only."""
+"""What a run reports while it trains, on the main process: metrics.jsonl, TensorBoard events and a progress bar."""
 
 import json
 import time
@@ -6,6 +6,8 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+from cpikan_hr.files import write_text, writing
 
 
 class Tracker:
@@ -17,10 +19,11 @@ class Tracker:
             return
         self.path = folder / "metrics.jsonl"
         if self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= start]
-            self.path.write_text("".join(line + "\n" for line in kept))
+            whole = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
+            kept = [line for line in whole if json.loads(line)["step"] <= start]
+            write_text(self.path, "".join(line + "\n" for line in kept))
         self.events = SummaryWriter(folder / "tensorboard", purge_step=start + 1)
-        self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
+        self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, disable=None)  # only on terminals
         self.began, self.pixels = time.perf_counter(), 0
 
     def update(self, pixels: int) -> None:
@@ -35,14 +38,16 @@ class Tracker:
             return
         per_second = self.pixels / max(time.perf_counter() - self.began, 1e-9)
         values = {**values, "px_per_s": per_second}
-        with self.path.open("a") as lines:
+        with writing(self.path), self.path.open("a") as lines:
             lines.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self.events.add_scalar(name, value, step)
+        with writing(self.path.with_name("tensorboard")):
+            for name, value in values.items():
+                self.events.add_scalar(name, value, step)
         shown = {name: f"{value:.4g}" for name, value in values.items() if name not in ("lr", "grad_norm", "px_per_s")}
         self.bar.set_postfix(shown | {"px/s": f"{per_second:.3g}"})
 
     def close(self) -> None:
         if self.enabled:
             self.bar.close()
-            self.events.close()
+            with writing(self.path.with_name("tensorboard")):
+                self.events.close()

@@ -1,18 +1,20 @@
 """`RUN/field.safetensors`: the trained field in one file, with the recipe and the shape it needs to be built again."""
 
 import json
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Field
+from cpikan_hr.files import whole_file
 from cpikan_hr.recipe import Recipe, dump_recipe, parse_recipe
+
+ABOUT = ("shape", "channels", "unit", "pixel_pitch_um", "params", "train_seconds", "peak_rss_mb", "gpu_peak_mb")
 
 
 class Trained(NamedTuple):
@@ -25,16 +27,25 @@ class Trained(NamedTuple):
 
 def save_field(path: Path, state: dict[str, torch.Tensor], recipe: Recipe, about: dict) -> None:
     """Writes weights and metadata; the file appears whole or not at all."""
-    part = path.with_name(path.name + ".part")
     metadata = {"recipe": dump_recipe(recipe), "about": json.dumps(about)}
-    try:
+    save_tensors(path, state, metadata)
+
+
+def save_tensors(path: Path, state: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file, whole or not at all."""
+    with whole_file(path) as part:
         save_file({name: value.contiguous() for name, value in state.items()}, part, metadata=metadata)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
-def load_field(run: str | Path) -> Trained:
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file. Raises UserError where it is not there or cut short."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: cannot be read, or cut short ({error}); train again") from None
+
+
+def load_field(run: str | Path, device: torch.device | str = "cpu") -> Trained:
     """Reads a run folder or a safetensors file. Raises UserError where there is no whole field."""
     path = Path(run)
     if path.is_dir():
@@ -45,10 +56,39 @@ def load_field(run: str | Path) -> Trained:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}
-        recipe = parse_recipe(yaml.safe_load(metadata["recipe"]), str(path))
-        about = json.loads(metadata["about"])
-    except (SafetensorError, KeyError) as error:
+        tree = yaml.safe_load(metadata["recipe"])
+        if not isinstance(tree, dict):
+            raise KeyError("recipe")
+        recipe = parse_recipe(tree, str(path))
+        about = check_about(json.loads(metadata["about"]))
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not a field of this program, or cut short ({error}); export it again") from None
+    except UserError as error:
+        raise UserError(f"{path}: {str(error).removeprefix(f'{path}: ')}; export it again") from None
     field = Field.build(recipe.field, about["shape"], about["channels"], recipe.training.seed)
+    wrong = _misfit(field, state)
+    if wrong:
+        raise UserError(f"{path}: its weights do not fit its recipe ({wrong}); export it again")
     field.load_state_dict(state)
-    return Trained(field.eval(), recipe, about)
+    return Trained(field.to(device).eval(), recipe, about)
+
+
+def check_about(about) -> dict:
+    """`about` as it was written, or UserError."""
+    missing = [key for key in ABOUT if not isinstance(about, dict) or key not in about]
+    if missing:
+        raise UserError(f"its description lacks {', '.join(missing)}")
+    whole = isinstance(about["shape"], list) and len(about["shape"]) == 2
+    if not whole or not all(isinstance(n, int) and n > 0 for n in (*about["shape"], about["channels"])):
+        raise UserError(f"its description gives the shape {about['shape']} and {about['channels']} channels")
+    return about
+
+
+def _misfit(field: Field, state: dict[str, torch.Tensor]) -> str | None:
+    """What keeps `state` from being loaded."""
+    wanted = field.state_dict()
+    for name in sorted(wanted.keys() | state.keys()):
+        shapes = [tuple(tensors[name].shape) if name in tensors else None for tensors in (wanted, state)]
+        if shapes[0] != shapes[1]:
+            return f"{name}: {shapes[1] or 'missing'}, not {shapes[0] or 'known'}"
+    return None

@@ -1,0 +1,70 @@
+"""The processes of one launch outside of training: who writes, who computes where, and how all stop when one fails."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from cpikan_hr.errors import OtherRankFailed
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Rank and number of the processes, and the device that their collectives work on."""
+
+    rank: int = 0
+    ranks: int = 1
+    device: torch.device | str = "cpu"
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A stretch that every rank finishes, or none: where one fails, all raise, and only the first of them speaks.
+
+        Collective at its end. Inside, a rank may wait for the others only in another `together`, which a failed rank
+        joins from wherever it was.
+        """
+        if self.ranks == 1:
+            yield
+            return
+        failure: BaseException | None = None
+        try:
+            yield
+        except BaseException as error:
+            if getattr(error, "agreed", False):  # by a stretch inside this one
+                raise
+            failure = error
+        first = torch.tensor(self.ranks if failure is None else self.rank, device=self.device)
+        torch.distributed.all_reduce(first, op=torch.distributed.ReduceOp.MIN)
+        if first < self.ranks:
+            failure = failure if first == self.rank else OtherRankFailed(int(first))
+            failure.agreed = True
+            # All are about to end by themselves: the launcher, which ends the others when one has, need not hurry them.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            raise failure
+
+
+ALONE = Processes()
+
+
+@contextmanager
+def launched() -> Iterator[Processes]:
+    """The processes of this `accelerate launch`, joined over gloo for the block; this process alone without one."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks == 1:
+        yield ALONE
+        return
+    torch.distributed.init_process_group("gloo")
+    try:
+        yield Processes(torch.distributed.get_rank(), ranks)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def compute_device() -> torch.device:
+    """This process's GPU, the CPU where there is none or the launch file says `use_cpu`."""
+    if not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes"):
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
