@@ -16,6 +16,10 @@ class UserError(ValueError):
     """A mistake the user can mend. The message is printed as it is, so it is one line."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, after what was reached so far has been kept; the message says where."""
+
+
 class OtherRankFailed(UserError):
     """Another process of the launch failed and says why; this one ends with the same code, silently."""
 
@@ -38,8 +42,8 @@ def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
         except OSError as error:  # disk full, no permission: the operating system's own words name the file
             where = f": {error.filename}" if error.filename else ""
             return _tell(f"{error.strerror or error}{where}", 2)
-        except KeyboardInterrupt:
-            return _tell("interrupted", INTERRUPTED)
+        except KeyboardInterrupt as stop:
+            return _tell(str(stop) or "interrupted", INTERRUPTED)
 
     return wrapped
 

@@ -58,7 +58,8 @@ def strips(field: Field, reference: Source, shape: tuple[int, int], halo: int):
     xs = torch.arange(shape[1], dtype=torch.float64, device=field.device) + 0.5
     for start in range(0, shape[0], ROWS):
         y0, y1 = max(0, start - halo), min(shape[0], start + ROWS + halo)
-        value = field.grid(torch.arange(y0, y1, dtype=torch.float64, device=field.device) + 0.5, xs)[0].cpu().numpy()
+        ys = torch.arange(y0, y1, dtype=torch.float64, device=field.device) + 0.5
+        value = field.lattice(ys, xs)[0].permute(1, 2, 0).cpu().numpy()
         yield (start - y0, min(ROWS, shape[0] - start)), reference.read(y0, y1, 0, shape[1]).astype(np.float32), value
 
 
@@ -99,7 +100,8 @@ def seam(field: Field, shape: tuple[int, int], step: float = 0.01, lines: int = 
             along = torch.linspace(0.5, length - 0.5, min(length, 512), dtype=torch.float64, device=device)
             for border in borders:
                 points = border + offsets
-                rows = field.grid(points, along)[0] if number == 0 else field.grid(along, points)[0].transpose(0, 1)
+                rows = field.lattice(points, along)[0] if number == 0 else field.lattice(along, points)[0].transpose(1, 2)
+                rows = rows.transpose(0, 1)  # across the border first
                 jumps = (rows[1:] - rows[:-1])[::2].abs()  # over (-7, -5), (-3, -1) ... ; the border lies in between
                 across = (rows[4] - rows[3]).abs()
                 beside = jumps.median(dim=0).values

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -44,6 +45,23 @@ class Processes:
             # All are about to end by themselves: the launcher, which ends the others when one has, need not hurry them.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             raise failure
+
+    def sum(self, tensor: torch.Tensor) -> None:
+        """Collective. Adds `tensor` over all ranks, in place."""
+        if self.ranks > 1:
+            with self.together():
+                pass  # a rank that has failed meanwhile joins here instead
+            torch.distributed.all_reduce(tensor)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Collective. The value of every rank, in order (pickled: only between the processes of one launch)."""
+        if self.ranks == 1:
+            return [value]
+        with self.together():
+            pass
+        values = [None] * self.ranks
+        torch.distributed.all_gather_object(values, value)
+        return values
 
 
 ALONE = Processes()

@@ -175,6 +175,7 @@ class StartOptions(Section):
     threshold: float = Field(
         3.0, ge=0, description="sparse chebyshev2d: drop terms below so many standard errors of the noise"
     )
+    sweeps: int = Field(0, ge=0, description="coloured sweeps over grown tiles after the start, so that neighbours see each other")
     ridge: float = Field(1e-6, gt=0, description="relative Tikhonov term of the normal equations")
 
 
@@ -211,6 +212,7 @@ class TrainingOptions(Section):
     precision: Literal["no", "bf16", "fp16"] | None = Field(
         None, description="mixed precision (null: as the accelerate file says); derivatives stay fp32"
     )
+    sweep_every: int | None = Field(None, ge=1, description="updates between sweeps of local solves over grown tiles (null: off)")
     log_every: int = Field(10, ge=1, description="updates between lines of metrics.jsonl")
     checkpoint_steps: int | None = Field(None, ge=1, description="updates between checkpoints (null: off)")
     checkpoint_minutes: float | None = Field(10.0, gt=0, description="minutes between checkpoints (null: off)")

@@ -44,10 +44,9 @@ def coordinates(low: int, high: int, scale: float) -> torch.Tensor:
 
 def evaluate_field(field: Field, ys: torch.Tensor, xs: torch.Tensor, quantity: str) -> np.ndarray:
     """float32 [h, w, C']: value (C), gradient (2 C: all d/dy, then all d/dx) or Laplacian (C), per source px."""
-    rows = field.grid(ys.to(field.device), xs.to(field.device), ORDER[quantity])
-    if quantity == "gradient":
-        return torch.cat([rows[1], rows[2]], dim=-1).cpu().numpy()
-    return (rows[0] if quantity == "value" else rows[3]).cpu().numpy()
+    rows = field.lattice(ys.to(field.device), xs.to(field.device), ORDER[quantity])
+    planes = torch.cat([rows[1], rows[2]]) if quantity == "gradient" else rows[0 if quantity == "value" else 3]
+    return planes.permute(1, 2, 0).cpu().numpy()
 
 
 def render(trained: Trained, out: Path, *, region: str | None = None, scale: float = 1.0, quantity: str = "value",

@@ -30,6 +30,7 @@ class Problem(ABC):
     order: str  # the jet the loss needs: value, gradient, laplacian or hessian
     pixel_pitch_um: float | None = None
     dtype: str = "float32"  # of a rendered map
+    full_range: float = 1.0  # what a PSNR refers to
 
     @abstractmethod
     def target(self, y0: int, y1: int, x0: int, x1: int, stride: int = 1) -> Target:

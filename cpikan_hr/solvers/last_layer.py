@@ -15,8 +15,8 @@ from torch import Tensor
 from cpikan_hr.fields import Field, Level
 from cpikan_hr.fields.tiles import TileAxis
 from cpikan_hr.networks import Chebyshev2D
+from cpikan_hr.processes import Processes
 from cpikan_hr.solvers.blocks import ReadTarget
-from cpikan_hr.solvers.team import Team
 
 SAMPLES = 128  # per axis and tile at most: larger tiles are fitted on a lattice of their pixels
 BLOCK = 2**20  # pixels of one strip handled at once
@@ -54,13 +54,13 @@ def pixels_of(axis: TileAxis, tiles: np.ndarray, size: int) -> Pixels:
     return Pixels(low, high, stride, (folded - low) // stride, inside, torch.from_numpy(local))
 
 
-def fit_last_layers(field: Field, group: int, target: ReadTarget, shape: tuple[int, int], ridge: float, team: Team,
+def fit_last_layers(field: Field, group: int, target: ReadTarget, shape: tuple[int, int], ridge: float, processes: Processes,
                     progress: Callable[[float], None] | None = None) -> None:
     """Fits the recipe's level number `group`, one grid of tiles, in place and alike on all processes."""
     (number,) = field.groups[group]
     level = field.levels[number]
     owned = torch.zeros(level.tile_grid.tiles, dtype=torch.bool)
-    rows = range(team.rank, level.tile_grid.shape[0], team.ranks)
+    rows = range(processes.rank, level.tile_grid.shape[0], processes.ranks)
     for done, row in enumerate(rows):
         for tiles in fit_row(field, group, row, target, shape, ridge):
             owned[tiles] = True
@@ -68,7 +68,7 @@ def fit_last_layers(field: Field, group: int, target: ReadTarget, shape: tuple[i
             progress((done + 1) / len(rows))
     for tensor in [*level.network.parameters(), *([level.mean, level.scale] if level.per_tile else [])]:
         tensor.data[~owned.to(tensor.device)] = 0  # tiles of other shares: theirs is the only term of the sum
-        team.sum(tensor.data)
+        processes.sum(tensor.data)
 
 
 @torch.no_grad()

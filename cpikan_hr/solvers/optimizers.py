@@ -21,10 +21,10 @@ _CLASSES = {
 
 
 def build_optimizer(field: Field, options: TrainingOptions, levels: FieldOptions) -> Optimizer:
-    """One parameter group per level, with the level's share of the learning rate."""
+    """One parameter group per level of the recipe, with the level's share of the learning rate."""
     groups = [
-        {"params": list(level.parameters()), "lr": options.lr * choice.lr_scale}
-        for level, choice in zip(field.levels, levels.levels, strict=True)
+        {"params": [p for k in numbers for p in field.levels[k].parameters()], "lr": options.lr * choice.lr_scale}
+        for numbers, choice in zip(field.groups, levels.levels, strict=True)
     ]
     extra = {} if options.optimizer in ("rmsprop", "sgd") else {"betas": options.betas}
     return _CLASSES[options.optimizer](groups, lr=options.lr, weight_decay=options.weight_decay, **extra)

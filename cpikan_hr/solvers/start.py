@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 
 from cpikan_hr.fields import Field
+from cpikan_hr.processes import ALONE, Processes
 from cpikan_hr.recipe import Recipe
 from cpikan_hr.solvers.blocks import ReadTarget
 from cpikan_hr.errors import UserError
@@ -18,7 +19,7 @@ from cpikan_hr.solvers.budget import SLACK, GrownSample, Sample, wanted_of
 from cpikan_hr.solvers.growth import grow, set_networks
 from cpikan_hr.solvers.last_layer import fit_last_layers
 from cpikan_hr.solvers.spectral import Terms, fit_spectral, set_terms
-from cpikan_hr.solvers.team import Team
+from cpikan_hr.solvers.sweeps import sweep
 
 ROUNDS = 3  # passes over the picture at most until a target is met
 ROWS = 128
@@ -27,26 +28,57 @@ Progress = Callable[[str, float], None]
 
 
 def fit_field(field: Field, target: ReadTarget, shape: tuple[int, int], recipe: Recipe, full_range: float,
-              team: Team | None = None, progress: Progress | None = None) -> list[dict]:
-    """Solves all levels in place, alike on all processes. Returns what each level of the recipe contributed."""
-    team, contributions = team or Team(), []
+              processes: Processes = ALONE, progress: Progress | None = None,
+              solved: Callable[[list[dict]], None] | None = None) -> list[dict]:
+    """Solves all levels in place, alike on all processes. Returns what each level of the recipe contributed.
+
+    `solved` is called with the contributions so far after every level and every sweep.
+    """
+    contributions: list[dict] = []
     normalise(field, target, shape, recipe)
     for group, choice in enumerate(recipe.field.levels):
-        report = _reporter(progress, f"start: level {group + 1} of {len(recipe.field.levels)}")
+        report = _reporter(progress, f"level {group + 1} of {len(recipe.field.levels)}")
         if choice.network.kind == "chebyshev2d" and choice.network.sparse:
-            fit_to_target(field, group, target, shape, recipe, full_range, team, report)
+            fit_to_target(field, group, target, shape, recipe, full_range, processes, report)
         elif choice.grow:
-            grow_to_target(field, group, target, shape, recipe, full_range, team, report)
-        elif choice.strides is None or len(choice.strides) == 1:
-            fit_last_layers(field, group, target, shape, recipe.start.ridge, team, report)
-        error = mean_squared_error(field, group + 1, target, shape, team)
+            grow_to_target(field, group, target, shape, recipe, full_range, processes, report)
+        else:
+            fit_last_layers(field, group, target, shape, recipe.start.ridge, processes, report)
         levels = [field.levels[k] for k in field.groups[group]]
         contributions.append({
             "level": group + 1, "network": choice.network.kind,
             "tiles": sum(len(level.active_tiles) for level in levels if level.network is not None),
-            "params": sum(level.count_parameters() for level in levels), "rmse": math.sqrt(error),
+            "params": sum(level.count_parameters() for level in levels),
+            "rmse": math.sqrt(mean_squared_error(field, group + 1, target, shape, processes)),
         })  # fmt: skip
+        if solved:
+            solved(contributions)
+    for number in range(recipe.start.sweeps):
+        report = _reporter(progress, f"sweep {number + 1} of {recipe.start.sweeps}")
+        if not sweep_field(field, target, shape, recipe, processes, contributions, report):
+            break
+        if solved:
+            solved(contributions)
     return contributions
+
+
+def sweep_field(field: Field, target: ReadTarget, shape: tuple[int, int], recipe: Recipe, processes: Processes,
+                contributions: list[dict] | None = None, report: Callable[[float], None] | None = None) -> bool:
+    """One sweep over every growing level; undone where it does not lower the error. True where it did."""
+    groups = [k for k, choice in enumerate(recipe.field.levels) if choice.grow]
+    before = mean_squared_error(field, len(field.groups), target, shape, processes)
+    kept = {name: value.detach().clone() for name, value in field.named_parameters()}
+    for group in groups:
+        sweep(field, group, recipe.field.levels[group], target, shape, processes, report)
+    after = mean_squared_error(field, len(field.groups), target, shape, processes)
+    if after >= before:
+        with torch.no_grad():
+            for name, value in field.named_parameters():
+                value.copy_(kept[name])
+        return False
+    if contributions:
+        contributions[-1]["rmse"] = math.sqrt(after)
+    return True
 
 
 def _reporter(progress: Progress | None, label: str) -> Callable[[float], None] | None:
@@ -72,21 +104,21 @@ def normalise(field: Field, target: ReadTarget, shape: tuple[int, int], recipe: 
 
 
 def fit_to_target(field: Field, group: int, target: ReadTarget, shape: tuple[int, int], recipe: Recipe,
-                  full_range: float, team: Team, report: Callable[[float], None] | None) -> None:
+                  full_range: float, processes: Processes, report: Callable[[float], None] | None) -> None:
     """Sparse Chebyshev tiles that meet the target: a price from a sample, then passes over the picture that mend it."""
     sigmas = recipe.start.threshold
     wanted_error, wanted_terms = wanted_of(recipe.target, full_range)
     above = sum(field.levels[k].count_parameters() for g in field.groups[:group] for k in g)
     numbers = shape[0] * shape[1] * field.mix.shape[0]
     if wanted_error is None and wanted_terms is None:
-        _fit_at(field, group, target, shape, 0.0, sigmas, team, report)
+        _fit_at(field, group, target, shape, 0.0, sigmas, processes, report)
         return
     sample = Sample(field, group, target, shape, sigmas)
     aim_error, aim_terms = wanted_error, None if wanted_terms is None else wanted_terms - above / numbers
     for _ in range(ROUNDS):
         by_error = sample.price_for(aim_error, 0) if aim_error is not None else 0.0
         by_terms = sample.price_for(max(aim_terms, 0.0), 1) if aim_terms is not None else 0.0
-        _fit_at(field, group, target, shape, max(by_error, by_terms), sigmas, team, report)
+        _fit_at(field, group, target, shape, max(by_error, by_terms), sigmas, processes, report)
         terms = sum(field.levels[k].count_parameters() for k in field.groups[group]) / numbers
         if by_terms >= by_error and aim_terms is not None:
             limit = wanted_terms - above / numbers
@@ -94,16 +126,16 @@ def fit_to_target(field: Field, group: int, target: ReadTarget, shape: tuple[int
                 return
             aim_terms *= 0.999 * limit / terms
         else:
-            error = mean_squared_error(field, group + 1, target, shape, team)
+            error = mean_squared_error(field, group + 1, target, shape, processes)
             if SLACK * wanted_error <= error <= wanted_error:
                 return
             aim_error *= wanted_error * (1 - (1 - SLACK) / 2) / error
 
 
-def _fit_at(field, group, target, shape, price, sigmas, team: Team, report) -> None:
-    mine = fit_spectral(field, group, target, shape, price, sigmas, team.rank, team.ranks, report)
+def _fit_at(field, group, target, shape, price, sigmas, processes: Processes, report) -> None:
+    mine = fit_spectral(field, group, target, shape, price, sigmas, processes.rank, processes.ranks, report)
     together: dict[int, Terms] = {number: Terms.none() for number in mine}
-    for share in team.gather(mine):
+    for share in processes.gather(mine):
         for number, terms in share.items():
             together[number].add(terms)
     set_terms(field, {number: terms.joined() for number, terms in together.items()})
@@ -111,7 +143,7 @@ def _fit_at(field, group, target, shape, price, sigmas, team: Team, report) -> N
 
 @torch.no_grad()
 def grow_to_target(field: Field, group: int, target: ReadTarget, shape: tuple[int, int], recipe: Recipe,
-                   full_range: float, team: Team, report: Callable[[float], None] | None) -> None:
+                   full_range: float, processes: Processes, report: Callable[[float], None] | None) -> None:
     """Grown tiles that meet the target: the price comes from ladders on a sample of blocks, which are not fitted twice."""
     choice = recipe.field.levels[group]
     wanted_error, wanted_params = wanted_of(recipe.target, full_range)
@@ -122,25 +154,25 @@ def grow_to_target(field: Field, group: int, target: ReadTarget, shape: tuple[in
         raise UserError("target: growing levels need one: give target.psnr, target.rmse or target.params_per_px")
     sample = GrownSample(field, group, choice, target, shape, aims)
     for _ in range(ROUNDS):
-        mine = grow(field, group, choice, target, shape, sample.price, team.rank, team.ranks, sample.known, report)
+        mine = grow(field, group, choice, target, shape, sample.price, processes.rank, processes.ranks, sample.known, report)
         pieces: dict = {}
-        for share in team.gather(mine):
+        for share in processes.gather(mine):
             for key, found in share.items():
                 pieces.setdefault(key, []).extend(found)
         set_networks(field, group, choice, pieces)
         params = sum(field.levels[k].count_parameters() for k in field.groups[group]) / numbers
-        error = mean_squared_error(field, group + 1, target, shape, team)
+        error = mean_squared_error(field, group + 1, target, shape, processes)
         if not sample.refine(error, params):
             return
 
 
 @torch.no_grad()
-def mean_squared_error(field: Field, groups: int, target: ReadTarget, shape: tuple[int, int], team: Team) -> float:
+def mean_squared_error(field: Field, groups: int, target: ReadTarget, shape: tuple[int, int], processes: Processes) -> float:
     """Over the known pixels and channels, of the recipe's first `groups` levels."""
     device = field.mix.device
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     xs = torch.arange(shape[1], dtype=torch.float64, device=device) + 0.5
-    for start in range(team.rank * ROWS, shape[0], team.ranks * ROWS):
+    for start in range(processes.rank * ROWS, shape[0], processes.ranks * ROWS):
         stop = min(start + ROWS, shape[0])
         values, weight, _ = target(start, stop, 0, shape[1], 1)
         ys = torch.arange(start, stop, dtype=torch.float64, device=device) + 0.5
@@ -148,5 +180,5 @@ def mean_squared_error(field: Field, groups: int, target: ReadTarget, shape: tup
         known = torch.from_numpy(weight > 0).to(device)
         sums[0] += (error.square().sum(0) * known).sum(dtype=torch.float64)
         sums[1] += known.sum() * len(error)
-    team.sum(sums)
+    processes.sum(sums)
     return float(sums[0] / sums[1].clamp_min(1))

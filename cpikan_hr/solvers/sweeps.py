@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from cpikan_hr.fields import Field, Level
+from cpikan_hr.processes import Processes
 from cpikan_hr.recipe import LevelOptions
 from cpikan_hr.solvers.blocks import Block, Pixels, ReadTarget, blocks_of, read_block, shares_of
 from cpikan_hr.solvers.gauss_newton import Unit, features, levenberg_marquardt
 from cpikan_hr.solvers.growth import BLOCK, growing_sizes, tile_data, tile_windows, unit_of, write
 from cpikan_hr.solvers.spectral import Size
-from cpikan_hr.solvers.team import Team
 
 COLOURS = ((0, 0), (0, 1), (1, 0), (1, 1))
 ITERATIONS = 4  # of each tile's solve in a sweep: the neighbours move as well
@@ -36,7 +36,7 @@ def read(network, unit: Unit) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def sweep(field: Field, group: int, choice: LevelOptions, target: ReadTarget, shape: tuple[int, int], team: Team,
+def sweep(field: Field, group: int, choice: LevelOptions, target: ReadTarget, shape: tuple[int, int], processes: Processes,
           progress: Callable[[float], None] | None = None) -> None:
     """One sweep over all grown tiles of the recipe's level, in place and alike on all processes."""
     sizes, _, halo = growing_sizes(field, group, choice)
@@ -45,7 +45,7 @@ def sweep(field: Field, group: int, choice: LevelOptions, target: ReadTarget, sh
     levels = [field.levels[k] for k in field.groups[group]]
     for done, colour in enumerate(COLOURS):
         updates: dict[int, list] = {}
-        for _, block in shares_of(blocks, team.rank, team.ranks):
+        for _, block in shares_of(blocks, processes.rank, processes.ranks):
             pixels = read_block(field, len(field.groups), target, shape, block, sizes[0].stride, halo)
             inside = _inside(block, sizes[0], shape, halo).to(pixels.values)
             for place, level in enumerate(levels):
@@ -53,7 +53,7 @@ def sweep(field: Field, group: int, choice: LevelOptions, target: ReadTarget, sh
                 found = _solve(level, size, sizes[0], block, pixels, inside, colour, unit, place % per_size)
                 if found is not None:
                     updates.setdefault(place, []).append(found)
-        for share in team.gather(updates):
+        for share in processes.gather(updates):
             for place, found in share.items():
                 for slots, w, last in found:
                     _assign(levels[place], unit, slots, w, last)

@@ -8,15 +8,16 @@ import json
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 from cpikan_hr.data.sampling import PixelSampler
-from cpikan_hr.errors import UserError
+from cpikan_hr.errors import Interrupted, UserError
 from cpikan_hr.fields import Field
 from cpikan_hr.files import created_folder, write_text
 from cpikan_hr.jets import compile_kernels
@@ -26,9 +27,11 @@ from cpikan_hr.processes import Processes
 from cpikan_hr.recipe import Recipe, dump_recipe, load_recipe
 from cpikan_hr.runtime import peak_rss_mb
 from cpikan_hr.solvers.optimizers import build_optimizer, rate
-from cpikan_hr.solvers.start import fit_field
+from cpikan_hr.solvers.start import fit_field, normalise, sweep_field
 from cpikan_hr.training import checkpoints
 from cpikan_hr.training.backend import make_accelerator
+from cpikan_hr.training.display import Preview, StartBar, contribution_table
+from cpikan_hr.training.stopping import Stop, Stopped
 from cpikan_hr.training.trackers import Tracker
 from cpikan_hr.training.update import Updater
 from cpikan_hr.training.weights import load_tensors, save_field, save_tensors
@@ -58,21 +61,28 @@ def train(recipe: Recipe) -> Path:
         return (run / "metrics.jsonl").exists() or bool(checkpoints.complete(run))
 
     with created_folder(run, keep=holds_training) if accelerator.is_main_process else nullcontext():
-        fit(recipe, run, problem, accelerator, processes, checkpoint, began)
+        with Stop(recipe.target.seconds, began) as stop:
+            fit(recipe, run, problem, accelerator, processes, checkpoint, began, stop)
     accelerator.end_training()
+    if stop.interrupted:
+        raise Interrupted(f"interrupted: {run} holds the field so far; render it, or resume it")
     return run
 
 
 def fit(recipe: Recipe, run: Path, problem: Problem, accelerator: Accelerator, processes: Processes,
-        checkpoint: Path | None, began: float) -> None:
+        checkpoint: Path | None, began: float, stop: Stop) -> None:
     """The training inside its folder: start, steps, weights."""
     options = recipe.training
     compile_kernels(recipe.field.compile)
-    field = Field.build(recipe.field, problem.shape, problem.channels, options.seed)
-    field.to(accelerator.device)
+    preview = Preview(run, problem, accelerator.is_main_process)
     with processes.together():
-        begin_field(field, problem, recipe, processes, run, resumed=checkpoint is not None)
-    start = dict(field.named_buffers())
+        if checkpoint is None:
+            field, levels = begin_field(problem, recipe, processes, preview, stop)
+        else:
+            tensors, levels = load_tensors(run / "start.safetensors"), levels_of(run)
+            field = Field.from_state(recipe.field, problem.shape, problem.channels, tensors, options.seed)
+            field.to(accelerator.device)
+    start = field.layout()
     optimizer = build_optimizer(field, options, recipe.field)
     parameters = field.count_parameters()
     updater = Updater(accelerator, field, optimizer, lambda step: rate(step, options), options.clip, options.ema)
@@ -81,12 +91,12 @@ def fit(recipe: Recipe, run: Path, problem: Problem, accelerator: Accelerator, p
     about = {
         "shape": list(problem.shape), "channels": problem.channels, "unit": problem.unit, "dtype": problem.dtype,
         "pixel_pitch_um": problem.pixel_pitch_um, "params": parameters, "processes": accelerator.num_processes,
-        "train_seconds": 0.0, "peak_rss_mb": 0.0, "gpu_peak_mb": 0.0,
+        "train_seconds": 0.0, "peak_rss_mb": 0.0, "gpu_peak_mb": 0.0, "levels": levels,
     }  # fmt: skip
     with processes.together():
         if accelerator.is_main_process:
             begin_run(run, recipe, about, None if checkpoint else start)
-    run_steps(updater, problem, recipe, run)
+    run_steps(updater, problem, recipe, run, stop, preview)
     state = updater.weights()
     with processes.together():
         if accelerator.is_main_process:
@@ -111,7 +121,7 @@ def _identity(resolved: Path) -> dict:
 
 
 def _identity_of(recipe: Recipe) -> dict:
-    return recipe.model_dump(include={"problem", "field", "start", "batch"})
+    return recipe.model_dump(include={"problem", "field", "start", "target", "batch"})
 
 
 def begin_run(run: Path, recipe: Recipe, about: dict, start: dict[str, torch.Tensor] | None) -> None:
@@ -122,40 +132,55 @@ def begin_run(run: Path, recipe: Recipe, about: dict, start: dict[str, torch.Ten
     for left in (run / "checkpoints").glob("*.part"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     if start is not None:
+        shutil.rmtree(run / "checkpoints", ignore_errors=True)  # of an earlier run, which this one replaces
         save_tensors(run / "start.safetensors", start)
         (run / "metrics.jsonl").unlink(missing_ok=True)
     write_text(run / "recipe.yaml", dump_recipe(recipe))
     write_text(run / "about.json", json.dumps(about))  # what `export` needs where the run does not end
 
 
-def begin_field(
-    field: Field, problem: Problem, recipe: Recipe, processes: Processes, run: Path, resumed: bool
-) -> None:
-    """Closed-form start, or normalisation alone; a resumed run takes it from `start.safetensors`."""
-    if resumed:
-        field.load_state_dict(load_tensors(run / "start.safetensors"), strict=False)
-        return
-
-    def reduce(tensor: torch.Tensor) -> None:
-        with processes.together():
-            pass  # a rank whose frames turn out to be damaged joins here instead
-        torch.distributed.all_reduce(tensor)
-
-    if recipe.start.enabled:
-        fit_field(
-            field, problem.target, problem.shape, recipe.start, processes.rank, processes.ranks,
-            reduce if processes.ranks > 1 else None,
-        )  # fmt: skip
-    else:
-        stride = max(1, max(problem.shape) // 512)
-        target = problem.target(0, problem.shape[0], 0, problem.shape[1], stride)
-        known = torch.from_numpy(target.values[target.weight > 0]).to(field.device)
-        for number, level in enumerate(field.levels):
-            level.scale[:] = known.std(0)
-            level.mean[:] = known.mean(0) if number == 0 else 0.0
+def levels_of(run: Path) -> list[dict]:
+    """What each level contributed to the start of an earlier run, where it says."""
+    try:
+        return json.loads((run / "about.json").read_text()).get("levels", [])
+    except (OSError, ValueError):
+        return []
 
 
-def run_steps(updater: Updater, problem: Problem, recipe: Recipe, run: Path) -> None:
+def begin_field(problem: Problem, recipe: Recipe, processes: Processes, preview: Preview,
+                stop: Stop) -> tuple[Field, list[dict]]:
+    """A new field with its levels solved, or only normalised; and what each level contributed.
+
+    Ctrl-C and the end of `target.seconds` leave the levels solved so far.
+    """
+    field = Field.build(recipe.field, problem.shape, problem.channels, recipe.training.seed).to(processes.device)
+    if not recipe.start.enabled:
+        normalise(field, problem.target, problem.shape, recipe)
+        return field, []
+    levels: list[dict] = []
+    bar = StartBar(preview.enabled)
+
+    def progress(label: str, fraction: float) -> None:
+        bar(label, fraction)
+        if stop.asked and levels and processes.ranks == 1:
+            raise Stopped
+        if stop.interrupted and not levels and processes.ranks == 1:
+            raise KeyboardInterrupt  # nothing is solved that could be kept
+
+    def solved(contributions: list[dict]) -> None:
+        levels[:] = contributions
+        preview.draw(field, force=True)
+        if stop.agreed(processes):
+            raise Stopped
+
+    with suppress(Stopped), closing(bar):
+        fit_field(field, problem.target, problem.shape, recipe, problem.full_range, processes, progress, solved)
+    if preview.enabled:
+        print(contribution_table(levels, problem), flush=True)
+    return field, levels
+
+
+def run_steps(updater: Updater, problem: Problem, recipe: Recipe, run: Path, stop: Stop, preview: Preview) -> None:
     """Updates until `training.steps`, reading the next micro-batch while the present one is computed."""
     options, batch, accelerator = recipe.training, recipe.batch, updater.accelerator
     sampler = PixelSampler(problem.shape, batch.blocks, batch.size, batch.stride, options.seed)
@@ -165,13 +190,19 @@ def run_steps(updater: Updater, problem: Problem, recipe: Recipe, run: Path) -> 
         step, micro = divmod(number, options.accumulate)
         return read_batch(problem, sampler, step, micro * accelerator.num_processes + accelerator.process_index, shares)
 
+    processes, whole = checkpoints.processes_of(accelerator), whole_weights(accelerator)
+    field = accelerator.unwrap_model(updater.model) if whole else None
+    if options.sweep_every and not whole:
+        raise UserError(
+            "training.sweep_every needs plain weights on every process: launch with cpu, single_gpu or ddp, or leave it out"
+        )
     tracker = Tracker(run, options.steps, updater.steps, accelerator.is_main_process)
     saved_at = time.perf_counter()
     last = options.steps * options.accumulate
     with closing(tracker), ThreadPoolExecutor(1) as reader:
         number = updater.steps * options.accumulate
         coming = reader.submit(read, number) if number < last else None
-        while updater.steps < options.steps:
+        while updater.steps < options.steps and not stop.agreed(processes):
             step, points = updater.steps, sampler.points(updater.steps)
             sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
             for _ in range(options.accumulate):
@@ -186,6 +217,8 @@ def run_steps(updater: Updater, problem: Problem, recipe: Recipe, run: Path) -> 
                 sums += torch.stack([losses.detach().double().sum(), errors.detach().double().sum()])
             norm = updater.step()
             tracker.update(points)
+            if options.sweep_every and updater.steps % options.sweep_every == 0:
+                sweep_field(field, problem.target, problem.shape, recipe, processes)
             if updater.steps % options.log_every == 0 or updater.steps == options.steps:
                 if accelerator.num_processes > 1:
                     torch.distributed.all_reduce(sums)
@@ -193,9 +226,16 @@ def run_steps(updater: Updater, problem: Problem, recipe: Recipe, run: Path) -> 
                 name, value = problem.figure(error)
                 lr = max(updater.learning_rates)
                 tracker.log(updater.steps, {"loss": loss, name: value, "lr": lr, "grad_norm": norm})
+                if field is not None:
+                    preview.draw(field)
             if due(updater, options, saved_at):
                 checkpoints.save(updater, run, options.keep)
                 saved_at = time.perf_counter()
+
+
+def whole_weights(accelerator: Accelerator) -> bool:
+    """Whether every process holds the very parameters that are trained: single process and DDP."""
+    return accelerator.distributed_type not in (DistributedType.DEEPSPEED, DistributedType.FSDP)
 
 
 def due(updater: Updater, options, saved_at: float) -> bool:

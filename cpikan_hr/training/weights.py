@@ -65,11 +65,10 @@ def load_field(run: str | Path, device: torch.device | str = "cpu") -> Trained:
         raise UserError(f"{path}: not a field of this program, or cut short ({error}); export it again") from None
     except UserError as error:
         raise UserError(f"{path}: {str(error).removeprefix(f'{path}: ')}; export it again") from None
-    field = Field.build(recipe.field, about["shape"], about["channels"], recipe.training.seed)
-    wrong = _misfit(field, state)
-    if wrong:
-        raise UserError(f"{path}: its weights do not fit its recipe ({wrong}); export it again")
-    field.load_state_dict(state)
+    try:
+        field = Field.from_state(recipe.field, about["shape"], about["channels"], state, recipe.training.seed)
+    except (RuntimeError, IndexError) as error:
+        raise UserError(f"{path}: its weights do not fit its recipe ({str(error).splitlines()[-1].strip()}); export it again") from None
     return Trained(field.to(device).eval(), recipe, about)
 
 
@@ -83,12 +82,3 @@ def check_about(about) -> dict:
         raise UserError(f"its description gives the shape {about['shape']} and {about['channels']} channels")
     return about
 
-
-def _misfit(field: Field, state: dict[str, torch.Tensor]) -> str | None:
-    """What keeps `state` from being loaded."""
-    wanted = field.state_dict()
-    for name in sorted(wanted.keys() | state.keys()):
-        shapes = [tuple(tensors[name].shape) if name in tensors else None for tensors in (wanted, state)]
-        if shapes[0] != shapes[1]:
-            return f"{name}: {shapes[1] or 'missing'}, not {shapes[0] or 'known'}"
-    return None

@@ -1,0 +1,70 @@
+"""What a person sees of a run: a bar while levels are solved, a preview that sharpens, what each level contributed."""
+
+import math
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from cpikan_hr.data.preview import save_preview
+from cpikan_hr.fields import Field
+from cpikan_hr.problems import Problem
+
+SIDE = 1000  # pixels of a preview
+PAUSE = 10.0  # seconds between previews
+
+
+class StartBar:
+    """A bar per level on stderr (terminals only)."""
+
+    def __init__(self, enabled: bool):
+        self.enabled, self.bar, self.label = enabled, None, None
+
+    def __call__(self, label: str, fraction: float) -> None:
+        if not self.enabled:
+            return
+        if label != self.label:
+            self.close()
+            self.label, self.bar = label, tqdm(total=100, unit="%", desc=label, dynamic_ncols=True, disable=None, leave=False)
+        self.bar.update(round(100 * fraction) - self.bar.n)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+class Preview:
+    """`RUN/preview.png`, drawn again at most every few seconds."""
+
+    def __init__(self, run: Path, problem: Problem, enabled: bool):
+        self.path, self.problem, self.enabled, self._drawn = run / "preview.png", problem, enabled, -math.inf
+
+    def draw(self, field: Field, force: bool = False) -> None:
+        """The field on a lattice of at most `SIDE` points a side."""
+        if not self.enabled or not force and time.perf_counter() - self._drawn < PAUSE:
+            return
+        height, width = self.problem.shape
+        scale = min(1.0, SIDE / max(height, width))
+        ys, xs = (
+            (torch.arange(max(1, round(n * scale)), dtype=torch.float64, device=field.device) + 0.5) * (n / max(1, round(n * scale)))
+            for n in (height, width)
+        )
+        values = field.lattice(ys, xs)[0].permute(1, 2, 0).cpu().numpy()
+        if values.shape[2] == 3:
+            values = values / self.problem.full_range
+        save_preview(self.path, [values if values.shape[2] == 3 else values[..., 0]], ["field"], unit=self.problem.unit)
+        self._drawn = time.perf_counter()
+
+
+def contribution_table(levels: list[dict], problem: Problem) -> str:
+    """One line per level of the recipe: tiles, parameters, and the error once it is added."""
+    size = problem.shape[0] * problem.shape[1] * problem.channels
+    lines = [f"{'level':>5} {'network':12} {'tiles':>9} {'parameters':>11} {'per px':>7} {'rmse':>10} {'psnr':>6}"]
+    for row in levels:
+        psnr = 20 * math.log10(problem.full_range / max(row["rmse"], 1e-12)) if problem.full_range > 1 else math.nan
+        lines.append(
+            f"{row['level']:>5} {row['network']:12} {row['tiles']:>9} {row['params']:>11} {row['params'] / size:>7.3f} "
+            f"{row['rmse']:>10.4g} {psnr:>6.2f}".replace("   nan", "     -")
+        )
+    return "\n".join(lines)
