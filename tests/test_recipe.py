@@ -20,8 +20,8 @@ def test_shipped_recipes_load_and_survive_a_round_trip(path):
 
 
 def test_options_of_the_command_line_override_the_file():
-    recipe = load_recipe(WAFER, ["--training.lr", "1e-3", "--field.levels.1.tile=20"])
-    assert recipe.training.lr == 1e-3 and recipe.field.levels[1].tile == 20
+    recipe = load_recipe(WAFER, ["--training.lr", "1e-3", "--field.levels.1.tile=24"])
+    assert recipe.training.lr == 1e-3 and recipe.field.levels[1].tile == 24
 
 
 @pytest.mark.parametrize(

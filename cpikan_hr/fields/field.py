@@ -16,6 +16,7 @@ class Field(nn.Module):
 
     Levels work in channels of their own: `mix` `[C, C]`, orthonormal, turns them into the data's (the identity where
     the recipe says `channels: plain`), so squared errors are the same on both sides.
+    `spread` `[C]`: standard deviation of the data in those channels, the unit that solvers think in.
     `groups[k]`: which levels the recipe's level number k stands for (several for a quadtree).
     """
 
@@ -25,6 +26,7 @@ class Field(nn.Module):
         self.extent = tuple(float(length) for length in extent)
         self.groups = groups or [[k] for k in range(len(levels))]
         self.register_buffer("mix", torch.eye(levels[0].mean.shape[1]))
+        self.register_buffer("spread", torch.ones(levels[0].mean.shape[1]))
 
     @classmethod
     def build(cls, options: FieldOptions, extent: tuple[float, ...], channels: int, seed: int = 0,

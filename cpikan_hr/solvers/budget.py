@@ -19,6 +19,7 @@ SAMPLED = 2**20  # pixels looked at
 GROWN = 2**18  # pixels whose networks are grown to find the price
 SLACK = 0.97  # an error this close below the wanted one (0.13 dB) needs no further pass
 FULL = 0.98  # and so much of the parameters allowed
+BOUND = 1.45  # how far ladders overstate the error of the blend, typically: `refine` finds the true factor
 
 
 class Sample:
@@ -93,7 +94,8 @@ class GrownSample:
 
     def __init__(self, field: Field, group: int, choice: LevelOptions, target: ReadTarget, shape: tuple[int, int],
                  aims: tuple[float | None, float | None]):
-        self.wanted, self.aims, self.channels = aims, list(aims), field.mix.shape[0]
+        self.wanted, self.channels = aims, field.mix.shape[0]
+        self.aims = [None if aims[0] is None else BOUND * aims[0], aims[1]]
         sizes, _, _ = growth.growing_sizes(field, group, choice)
         cosine = Sample(field, group, target, shape, 0.0, sizes=sizes)
         guesses = [cosine.price_for(aim, which) ** 2 for which, aim in enumerate(aims) if aim is not None]
@@ -107,7 +109,7 @@ class GrownSample:
             for b in (blocks[number] for number in self.numbers)
         )
         self.fitted_at, self.known = math.inf, {}
-        self._refit(0.7 * max(guesses))
+        self._refit(0.4 * max(guesses))
         self.price = self._price()
 
     def _refit(self, price: float) -> None:

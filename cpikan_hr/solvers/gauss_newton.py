@@ -8,6 +8,9 @@ projection, Golub and Pereyra 1973, with Kaufman's 1975 approximation of the Jac
     A = features, G = A A' + eps, a = G^-1 A Y,  J_c = dN_c/dw at fixed a,
     (sum_c J_c J_c' - J_c A' G^-1 A J_c' + lambda D) step = sum_c J_c r_c.
 
+phi is the same for all tiles of a size, so sum_c J_c J_c' is one GEMM of the units' products q_o q_o' (q = dN/dv) with
+the products phi_m phi_m'. A prior on w, sum over k of (1 + k^2) w_k^2, keeps the function quiet between the pixels.
+
 Normal matrices are accumulated from float32 products and solved in float64 by batched Cholesky. Damping is per tile: a
 step that raises the loss is refused and the damping grows, a good one lowers it (Nielsen 1999). Tiles that no longer
 improve leave the batch.
@@ -21,7 +24,7 @@ from torch import Tensor
 
 from cpikan_hr.networks.chebyshev_kernels import chebyshev_derivatives, input_derivatives
 
-CHUNK = 400_000  # elements of the largest temporary of a chunk of tiles: it stays in a core's cache
+CHUNK = 1_000_000  # elements of the largest temporary of a chunk of tiles: it stays in a core's cache
 RIDGE = 1e-5  # of the last layer's normal matrix, over its mean diagonal
 
 
@@ -70,6 +73,12 @@ class Unit:
                     derivatives[:, n] -= derivatives[:, n - 2]
         return values, derivatives
 
+    def penalty(self, units: int, prior: float, like: Tensor) -> Tensor:
+        """What multiplies w^2 in the loss, [h (1 + 2 degree)]: `prior` (1 + k^2), for the constant k = 0."""
+        k = torch.arange(1, self.degree + 1, dtype=torch.float64)
+        weights = prior * torch.cat([torch.ones(1, dtype=torch.float64), 1 + k * k, 1 + k * k])
+        return weights.repeat(units).to(like.device)
+
     def parameters(self, units: int, channels: int) -> int:
         """Numbers of a tile with so many hidden units."""
         return units * (1 + 2 * self.degree) + channels * (units * self.terms + 1)
@@ -112,37 +121,70 @@ class Model:
         return Model(*(choose(new, old) for new, old in pairs))
 
 
-def linearise(unit: Unit, phi: Tensor, data: Tensor, w: Tensor, weight: Tensor | None) -> Model:
-    """The model of `data` [t, C, P] (multiplied by `weight` [t, P] already) at hidden weights w [t, h, 1 + 2 degree]."""
-    tiles, units, inputs = w.shape
-    a, slopes = features(unit, phi, w, weight, slopes=True)
+@dataclass(frozen=True)
+class Inputs:
+    """phi [M, P] of all tiles of a size, and its products [P, M (M + 1) / 2] with their places in an M x M matrix."""
+
+    phi: Tensor
+    products: Tensor
+    place: Tensor  # [M, M] which product stands where
+
+    @classmethod
+    def of(cls, phi: Tensor) -> "Inputs":
+        m, n = torch.triu_indices(len(phi), len(phi), device=phi.device)
+        place = torch.zeros(len(phi), len(phi), dtype=torch.long, device=phi.device)
+        place[m, n] = place[n, m] = torch.arange(len(m), device=phi.device)
+        return cls(phi, (phi[m] * phi[n]).T.contiguous(), place)
+
+    def gram(self, slopes: Tensor) -> Tensor:
+        """sum over channels and pixels of J J', float64 [t, h M, h M], for J_om = slopes_o phi_m; slopes [t, C, h, P]."""
+        tiles, _, units, pixels = slopes.shape
+        o, p = torch.triu_indices(units, units, device=slopes.device)
+        pairs = (slopes[:, :, o] * slopes[:, :, p]).sum(1)  # [t, h (h + 1) / 2, P]
+        blocks = (pairs.view(-1, pixels) @ self.products).view(tiles, len(o), -1)
+        which = torch.zeros(units, units, dtype=torch.long, device=slopes.device)
+        which[o, p] = which[p, o] = torch.arange(len(o), device=slopes.device)
+        full = blocks[:, which][..., self.place]  # [t, h, h, M, M]
+        return full.transpose(2, 3).reshape(tiles, units * len(self.phi), -1).double()
+
+
+def linearise(unit: Unit, inputs: Inputs, data: Tensor, w: Tensor, weight: Tensor | None, penalty: Tensor) -> Model:
+    """The model of `data` [t, C, P] (multiplied by `weight` [t, P] already) at hidden weights w [t, h, M]."""
+    tiles, units, _ = w.shape
+    channels = data.shape[1]
+    a, slopes = features(unit, inputs.phi, w, weight, slopes=True)
     gram = torch.bmm(a, a.transpose(1, 2)).double()
     diagonal = gram.diagonal(dim1=1, dim2=2)
     diagonal += RIDGE * diagonal.mean(1, keepdim=True) + 1e-30
     factor, info = torch.linalg.cholesky_ex(gram)
     last = torch.cholesky_solve(torch.bmm(a, data.transpose(1, 2)).double(), factor).float().transpose(1, 2).contiguous()
     residual = data - torch.bmm(last, a)
-    loss = residual.square().sum((1, 2))
+    flat = w.reshape(tiles, -1).double()
+    loss = residual.square().sum((1, 2)) + (penalty * flat * flat).sum(1).float()
     loss = torch.where((info == 0) & torch.isfinite(loss), loss, math.inf)
-    matrix = gradient = 0
-    for channel in range(data.shape[1]):
-        a_con = last[:, channel, :-1].view(tiles, unit.terms, units)
-        slope = slopes[:, 0] * a_con[:, 0, :, None]  # dN/dv_o
-        for n in range(1, unit.terms):
-            slope.addcmul_(slopes[:, n], a_con[:, n, :, None])
-        if weight is not None:
-            slope *= weight[:, None]
-        jacobian = (slope[:, :, None, :] * phi).view(tiles, units * inputs, -1)
-        along = torch.linalg.solve_triangular(factor, torch.bmm(a, jacobian.transpose(1, 2)).double(), upper=False)
-        matrix = matrix + torch.bmm(jacobian, jacobian.transpose(1, 2)).double() - torch.bmm(along.transpose(1, 2), along)
-        gradient = gradient + torch.bmm(jacobian, residual[:, channel, :, None])[..., 0].double()
+    a_con = last[:, :, :-1].unflatten(2, (unit.terms, units))[..., None]  # [t, C, terms, h, 1]
+    q = slopes[:, None, 0] * a_con[:, :, 0]  # dN/dv_o, [t, C, h, P]
+    for n in range(1, unit.terms):
+        q.addcmul_(slopes[:, None, n], a_con[:, :, n])
+    if weight is not None:
+        q *= weight[:, None, None]
+    matrix, gradient = inputs.gram(q), -penalty * flat
+    matrix.diagonal(dim1=1, dim2=2).add_(penalty)
+    jacobian = (q[:, :, :, None] * inputs.phi).flatten(2, 3)  # [t, C, h M, P]
+    size = jacobian.shape[2]
+    crossed = torch.bmm(a, jacobian.flatten(1, 2).transpose(1, 2)).double()  # [t, K, C h M]
+    along = torch.linalg.solve_triangular(factor, crossed, upper=False).reshape(tiles, -1, size)
+    matrix.baddbmm_(along.transpose(1, 2), along, alpha=-1)
+    slope = torch.bmm(jacobian.flatten(0, 1), residual.flatten(0, 1)[..., None])
+    gradient = gradient + slope.view(tiles, channels, size).sum(1).double()
     return Model(w, loss, last, matrix, gradient)
 
 
 @torch.no_grad()
 def levenberg_marquardt(unit: Unit, phi: Tensor, data: Tensor, w: Tensor, iterations: int, weight: Tensor | None = None,
-                        damping: float = 0.3, tolerance: float = 1e-3, patience: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    """Minimises |weight (N - y)|^2 of every tile. `data` [t, C, P] is y times weight; w [t, h, 1 + 2 degree].
+                        prior: float = 0.0, damping: float = 0.3, tolerance: float = 1e-3,
+                        patience: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    """Minimises |weight (N - y)|^2 + prior |w|^2 of every tile. `data` [t, C, P] is y times weight; w [t, h, M].
 
     A tile leaves after `patience` iterations that lowered its loss by less than `tolerance` of it.
     Returns w, the last layer [t, C, h terms + 1] and the loss [t].
@@ -150,10 +192,12 @@ def levenberg_marquardt(unit: Unit, phi: Tensor, data: Tensor, w: Tensor, iterat
     tiles, channels, pixels = data.shape
     units, inputs = w.shape[1:]
     w, last, loss = w.clone(), data.new_empty(tiles, channels, units * unit.terms + 1), data.new_empty(tiles)
-    step = max(1, CHUNK // (pixels * units * (inputs + 3 * unit.terms)))
+    step = max(1, CHUNK // (pixels * units * (channels * inputs + 3 * unit.terms)))
+    known, penalty = Inputs.of(phi), unit.penalty(units, prior, data)
     for start in range(0, tiles, step):
         numbers = torch.arange(start, min(tiles, start + step), device=data.device)
-        model = linearise(unit, phi, data[numbers], w[numbers], None if weight is None else weight[numbers])
+        mine, here = data[numbers], None if weight is None else weight[numbers]
+        model = linearise(unit, known, mine, w[numbers], here, penalty)
         scale = torch.full((len(numbers),), damping, dtype=torch.float64, device=data.device)
         growth, stalled = torch.full_like(scale, 3.0), torch.zeros_like(scale)
         for iteration in range(iterations):
@@ -164,7 +208,7 @@ def levenberg_marquardt(unit: Unit, phi: Tensor, data: Tensor, w: Tensor, iterat
             move = torch.cholesky_solve(model.gradient[..., None], factor)[..., 0]
             move = torch.where((info == 0)[:, None], move, 0.0)
             moved = model.w + move.float().view_as(model.w)
-            new = linearise(unit, phi, data[numbers], moved, None if weight is None else weight[numbers])
+            new = linearise(unit, known, mine, moved, here, penalty)
             gain = model.loss - new.loss
             predicted = (move * (scale[:, None] * trust * move + model.gradient)).sum(1).clamp_min(1e-30)
             ratio, accepted = gain.double() / predicted, new.loss < model.loss
@@ -178,6 +222,7 @@ def levenberg_marquardt(unit: Unit, phi: Tensor, data: Tensor, w: Tensor, iterat
                 w[numbers], last[numbers], loss[numbers] = model.w, model.last, model.loss
                 numbers, model = numbers[live], model.pick(live)
                 scale, growth, stalled = scale[live], growth[live], stalled[live]
+                mine, here = mine[live], None if here is None else here[live]
                 if not len(numbers):
                     break
         if len(numbers):

@@ -28,6 +28,7 @@ from cpikan_hr.solvers.spectral import Size, exists, sizes_of
 BLOCK = 2**16  # pixels of one block
 DICTIONARY = 512  # entries
 GROWING, POLISHING = 8, 20  # iterations of a ladder's rung, and of the network chosen at last
+PRIOR = 1e-2  # of the hidden weights, over the variance of the picture (see `Unit.penalty`)
 MATCHED = 256  # tiles compared with the dictionary at once
 
 
@@ -117,7 +118,7 @@ def best_entries(residual: Tensor, functions: Tensor) -> Tensor:
 
 
 def climb(unit: Unit, size: Size, data: Tensor, weight: Tensor | None, present: Tensor, most: int, price: float,
-          cap: Tensor | None) -> Ladder:
+          prior: float, cap: Tensor | None) -> Ladder:
     """The ladder of every present tile. `cap` [t]: cost of its best children, which a tile that is dearer never beats."""
     tiles, channels, _ = data.shape
     phi = unit.inputs(size.pixels, size.pixels).to(data)
@@ -143,7 +144,7 @@ def climb(unit: Unit, size: Size, data: Tensor, weight: Tensor | None, present: 
         a = one[number] if w is None else features(unit, phi, w, here)[0]
         new = entries[best_entries(mine - torch.bmm(last, a), functions)][:, None]
         w = new if w is None else torch.cat([w, new], 1)
-        w, last, distortion[number, units] = levenberg_marquardt(unit, phi, mine, w, GROWING, here)
+        w, last, distortion[number, units] = levenberg_marquardt(unit, phi, mine, w, GROWING, here, prior)
         rungs.append(Rung(number, w, last))
     return Ladder(size, phi, data, weight, distortion, rungs)
 
@@ -152,8 +153,8 @@ class Grown:
     """A block with the ladders of all sizes: what it costs at a price, and its networks."""
 
     def __init__(self, block: Block, pixels: Pixels, sizes: list[Size], grids: list[TileGrid], unit: Unit, most: int,
-                 price: float):
-        self.block, self.unit, self.sizes = block, unit, sizes
+                 price: float, prior: float):
+        self.block, self.unit, self.sizes, self.prior = block, unit, sizes, prior
         self.channels = pixels.values.shape[0]
         self.shapes = [(block.rows * f, block.columns * f) for f in (sizes[0].stride // size.stride for size in sizes)]
         self.present = [exists(block, size, sizes[0]).to(pixels.values.device) for size in sizes]
@@ -164,7 +165,7 @@ class Grown:
             weight = None if window is None else window.sqrt().to(pixels.values)
             data = tile_data(pixels, sizes[k])
             data = data if weight is None else data * weight[:, None]
-            self.ladders.insert(0, climb(unit, sizes[k], data, weight, self.present[k].flatten(), most, price, cap))
+            self.ladders.insert(0, climb(unit, sizes[k], data, weight, self.present[k].flatten(), most, price, prior, cap))
             if k:
                 cost = self.costs(price)[0][0]
                 below = cost if cap is None else torch.minimum(cost, cap.view(self.shapes[k]))
@@ -208,12 +209,17 @@ class Grown:
                 w, last = None if rung.w is None else rung.w[place], rung.last[place]
                 if w is not None:
                     here = None if ladder.weight is None else ladder.weight[local]
-                    w, last, _ = levenberg_marquardt(self.unit, ladder.phi, ladder.data[local], w, POLISHING, here, 1e-3)
+                    w, last, _ = levenberg_marquardt(self.unit, ladder.phi, ladder.data[local], w, POLISHING, here, self.prior, 1e-3)
                 y, x = local // self.shapes[k][1], local % self.shapes[k][1]
                 factor = self.sizes[0].stride // self.sizes[k].stride
                 number = (self.block.row * factor + y) * self.sizes[k].counts[1] + self.block.column * factor + x
                 found[k, h] = (number.cpu(), None if w is None else w.cpu(), last.cpu())
         return found
+
+
+def prior_of(field: Field) -> float:
+    """The prior on hidden weights, in squared units of the data."""
+    return PRIOR * float(field.spread.square().mean())
 
 
 def growing_sizes(field: Field, group: int, choice: LevelOptions) -> tuple[list[Size], list[TileGrid], int]:
@@ -228,7 +234,7 @@ def grow_block(field: Field, group: int, choice: LevelOptions, target: ReadTarge
     """Reads a block and fits its ladders, each as far as it pays at `price`."""
     sizes, grids, halo = growing_sizes(field, group, choice)
     pixels = read_block(field, group, target, shape, block, sizes[0].stride, halo)
-    return Grown(block, pixels, sizes, grids, unit_of(choice), choice.network.hidden[0], price)
+    return Grown(block, pixels, sizes, grids, unit_of(choice), choice.network.hidden[0], price, prior_of(field))
 
 
 def grow(field: Field, group: int, choice: LevelOptions, target: ReadTarget, shape: tuple[int, int], price: float,
@@ -257,7 +263,7 @@ def set_networks(field: Field, group: int, choice: LevelOptions, pieces: dict) -
         if found:
             tiles = torch.cat([piece[0] for piece in found])
             order = torch.argsort(tiles)
-            tiles, last = tiles[order], torch.cat([piece[2] for piece in found])[order]
+            tiles, last = tiles[order], torch.cat([piece[2] for piece in found])[order] / field.spread.cpu()[:, None]
             units = place % per_size
             network = build_network(tiles=len(tiles), in_features=2, out_features=channels, **choice.grown(units))
             if units:
@@ -265,6 +271,7 @@ def set_networks(field: Field, group: int, choice: LevelOptions, pieces: dict) -
             else:
                 network.set_last(None, last.transpose(1, 2))
         level.set_tiles(tiles, network, channels)
+        level.scale.copy_(field.spread)
         level.to(device)
 
 

@@ -97,8 +97,9 @@ def normalise(field: Field, target: ReadTarget, shape: tuple[int, int], recipe: 
         _, vectors = torch.linalg.eigh(centred.T @ centred / len(known))
         field.mix.copy_(vectors.flip(1).T)
     mixed = known.to(field.mix) @ field.mix.T
+    field.spread.copy_(mixed.std(0).clamp_min(1e-6) if len(known) > 1 else torch.ones(len(field.spread)))
     for number, level in enumerate(field.levels):
-        level.scale[:] = mixed.std(0).clamp_min(1e-6) if len(known) > 1 else 1.0
+        level.scale[:] = field.spread
         if level.per_tile and number == 0:
             level.mean[:] = mixed.mean(0)
 

@@ -15,7 +15,7 @@ from cpikan_hr.processes import Processes
 from cpikan_hr.recipe import LevelOptions
 from cpikan_hr.solvers.blocks import Block, Pixels, ReadTarget, blocks_of, read_block, shares_of
 from cpikan_hr.solvers.gauss_newton import Unit, features, levenberg_marquardt
-from cpikan_hr.solvers.growth import BLOCK, growing_sizes, tile_data, tile_windows, unit_of, write
+from cpikan_hr.solvers.growth import BLOCK, growing_sizes, prior_of, tile_data, tile_windows, unit_of, write
 from cpikan_hr.solvers.spectral import Size
 
 COLOURS = ((0, 0), (0, 1), (1, 0), (1, 1))
@@ -42,7 +42,7 @@ def sweep(field: Field, group: int, choice: LevelOptions, target: ReadTarget, sh
     sizes, _, halo = growing_sizes(field, group, choice)
     blocks = blocks_of(shape, sizes[0].stride, BLOCK)
     unit, per_size = unit_of(choice), 1 + choice.network.hidden[0]
-    levels = [field.levels[k] for k in field.groups[group]]
+    levels, prior = [field.levels[k] for k in field.groups[group]], prior_of(field)
     for done, colour in enumerate(COLOURS):
         updates: dict[int, list] = {}
         for _, block in shares_of(blocks, processes.rank, processes.ranks):
@@ -50,7 +50,7 @@ def sweep(field: Field, group: int, choice: LevelOptions, target: ReadTarget, sh
             inside = _inside(block, sizes[0], shape, halo).to(pixels.values)
             for place, level in enumerate(levels):
                 size = sizes[place // per_size]
-                found = _solve(level, size, sizes[0], block, pixels, inside, colour, unit, place % per_size)
+                found = _solve(level, size, sizes[0], block, pixels, inside, colour, unit, place % per_size, prior)
                 if found is not None:
                     updates.setdefault(place, []).append(found)
         for share in processes.gather(updates):
@@ -70,7 +70,7 @@ def _inside(block: Block, coarsest: Size, shape: tuple[int, int], halo: int) -> 
 
 
 def _solve(level: Level, size: Size, coarsest: Size, block: Block, pixels: Pixels, inside: Tensor, colour, unit: Unit,
-           units: int):
+           units: int, prior: float):
     """New parameters of the level's tiles of one colour in a block: slots, hidden weights (None: no unit), last layers."""
     if level.network is None:
         return None
@@ -99,7 +99,7 @@ def _solve(level: Level, size: Size, coarsest: Size, block: Block, pixels: Pixel
     phi = unit.inputs(size.pixels, size.pixels).to(residual)
     a, _ = features(unit, phi, w, weight)
     data = residual + torch.bmm(last * scale[:, None], a)
-    w, last, _ = levenberg_marquardt(unit, phi, data, w, ITERATIONS, weight, damping=1e-2)
+    w, last, _ = levenberg_marquardt(unit, phi, data, w, ITERATIONS, weight, prior, damping=1e-2)
     return slots, w.cpu(), last.cpu()
 
 
