@@ -9,7 +9,8 @@ size. Terms below S / 2 are dropped. Kept magnitudes start at `floor`, the small
 for floor + (k + 1/2) S, at most S / 2 away from every amplitude it replaces.
 
 Coding, chosen by size on a photograph: terms in order of (tile, channel, degree m + n) as counts and gaps; amplitudes
-in order of how far along its list a term lies, so that large ones stand together. zstd came out 2 to 6 % larger than LZMA, zlib 10 %.
+in order of how far along its list a term lies, so that large ones stand together. With zstd files came out 2 to 6 %
+larger, with zlib 10 %.
 """
 
 import json
