@@ -35,6 +35,7 @@ demo: install
 bench: install
 	$(BIN)/python benchmarks/jets.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/codec.py
 
 lint: install
 	$(BIN)/ruff check --select E,F,W,I,B,UP --line-length 120 .

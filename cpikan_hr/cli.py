@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -40,6 +41,22 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def bits(text: str) -> int:
+    if not text.isdigit() or int(text) not in range(8, 17):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of bits from 8 to 16")
+    return int(text)
+
+
+def amplitude(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a positive number")
+    return value
+
+
 def parser() -> Parser:
     top = Parser(prog="cpikan-hr", description="Scaled-cPIKAN fields for very large images and interferograms")
     commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
@@ -68,9 +85,14 @@ def parser() -> Parser:
     evaluate = commands.add_parser("evaluate", help="compare a trained field with a reference: one JSON line")
     evaluate.add_argument("trained", metavar="RUN", type=Path)
     evaluate.add_argument("--reference", type=Path, default=None)
-    export = commands.add_parser("export", help="join the newest checkpoint of a run into one field.safetensors")
-    export.add_argument("trained", metavar="RUN", type=Path)
+    export = commands.add_parser("export", help="join the newest checkpoint of a run into one file, or pack its field")
+    export.add_argument("trained", metavar="RUN", type=Path, help="a run, or a field.safetensors")
     export.add_argument("--out", type=Path, default=None)
+    export.add_argument("--bits", type=bits, default=None, help="pack: quantise to 8..16 bits per weight and compress")
+    export.add_argument(
+        "--step", type=amplitude, default=None,
+        help="pack the terms of sparse levels with this step, in the data's unit; about 4 times the rmse pays best",
+    )  # fmt: skip
     commands.add_parser("doctor", help="check this machine's set-up")
     return top
 
@@ -142,7 +164,7 @@ def run_evaluate(arguments) -> None:
 def run_export(arguments) -> None:
     from cpikan_hr.training.export import export
 
-    print(export(arguments.trained, arguments.out))
+    print(export(arguments.trained, arguments.out, arguments.bits, arguments.step))
 
 
 def run_doctor(arguments) -> int:

@@ -1,20 +1,87 @@
-"""Consolidates the newest checkpoint of a run into `field.safetensors`, without the processes that wrote it."""
+"""Makes one file of a run, without the processes that wrote it: its newest checkpoint joined, or its field packed."""
 
 import json
 from pathlib import Path
 
+import torch
+
 from cpikan_hr.errors import UserError
-from cpikan_hr.recipe import load_recipe
+from cpikan_hr.recipe import Recipe, load_recipe
 from cpikan_hr.training import checkpoints, ema
-from cpikan_hr.training.weights import check_about, load_tensors, save_field
+from cpikan_hr.training.weights import (
+    Trained,
+    build_field,
+    check_about,
+    load_field,
+    load_tensors,
+    save_field,
+    save_packed,
+)
+
+PACKED = "field.packed.safetensors"
 
 
-def export(run: Path, out: Path | None = None) -> Path:
-    """Writes `out` (default: RUN/field.safetensors). Raises UserError where no checkpoint can be joined."""
+def export(run: Path, out: Path | None = None, bits: int | None = None, step: float | None = None) -> Path:
+    """Writes `out` and returns it: with `bits` or `step` packed (see `codec.py`), else with exact weights.
+
+    `run`: a folder, whose newest checkpoint is joined, or a field's file, which is packed or unpacked. By default `out`
+    is RUN/field.safetensors, or field.packed.safetensors beside the field.
+    Raises UserError where there is no field, no checkpoint can be joined, or nothing can be quantised.
+    """
+    folder = run if run.is_dir() else run.parent
+    if bits is not None or step is not None:
+        return pack(newest(run), out or folder / PACKED, bits, step)
+    if run.is_file():
+        if out is None:
+            raise UserError(f"{run}: is one file already; give --bits or --step to pack it, or --out FILE to unpack it")
+        field, recipe, about = load_field(run)
+        state = field.state_dict()
+    else:
+        state, recipe, about = joined(run)
+    out = out or run / "field.safetensors"
+    save_field(out, state, recipe, about)
+    return out
+
+
+def pack(trained: Trained, out: Path, bits: int | None, step: float | None) -> Path:
+    """Writes `out` with quantised weights: the terms of sparse levels by `step`, everything else by `bits` (16)."""
+    if "quantised" in trained.about:
+        raise UserError(f"{out}: the field to pack is quantised already; give the exact one, a run's field.safetensors")
+    save_packed(out, trained, bits or 16, step)
+    return out
+
+
+def newest(run: Path) -> Trained:
+    """A file's field; of a run the one it ended with, or its newest checkpoint where it went on after that."""
+    whole = checkpoints.complete(run) if run.is_dir() else []
+    if not whole:
+        return load_field(run)
+    try:
+        ended = load_field(run)
+    except UserError:  # not there, or damaged
+        ended = None
+    if ended and ended.about.get("steps", -1) >= steps_of(whole[-1]) and _trained_by(run, ended.recipe):
+        return ended
+    state, recipe, about = joined(run)
+    return build_field(whole[-1], state, recipe, about)
+
+
+def _trained_by(run: Path, recipe: Recipe) -> bool:
+    """Whether the run's present recipe is the one of its field: another one may have begun in the same folder."""
+    what = {"problem", "field", "start", "target", "batch"}
+    return load_recipe(run / "recipe.yaml").model_dump(include=what) == recipe.model_dump(include=what)
+
+
+def steps_of(checkpoint: Path) -> int:
+    return int(checkpoint.name[5:])
+
+
+def joined(run: Path) -> tuple[dict[str, torch.Tensor], Recipe, dict]:
+    """The newest checkpoint's weights, the recipe and what describes the field."""
     whole = checkpoints.complete(run)
     if not whole:
         raise UserError(f"{run}: no checkpoint to export; set training.checkpoint_steps, or train to the end")
-    newest, out = whole[-1], out or run / "field.safetensors"
+    newest = whole[-1]
     state = load_tensors(run / "start.safetensors")  # means, scales and chosen terms: not in every backend's shards
     if (newest / "model.safetensors").is_file():
         state |= load_tensors(newest / "model.safetensors")
@@ -33,6 +100,5 @@ def export(run: Path, out: Path | None = None) -> Path:
         about = check_about(json.loads((run / "about.json").read_text()))
     except (OSError, ValueError) as error:
         raise UserError(f"{run / 'about.json'}: cannot be read ({error}); resume the training") from None
-    about["steps"] = int(newest.name[5:])
-    save_field(out, state, load_recipe(run / "recipe.yaml"), about)
-    return out
+    about["steps"] = steps_of(newest)
+    return state, load_recipe(run / "recipe.yaml"), about

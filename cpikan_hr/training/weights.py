@@ -13,6 +13,7 @@ from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Field
 from cpikan_hr.files import whole_file
 from cpikan_hr.recipe import Recipe, dump_recipe, parse_recipe
+from cpikan_hr.training import codec
 
 ABOUT = ("shape", "channels", "unit", "pixel_pitch_um", "params", "train_seconds", "peak_rss_mb", "gpu_peak_mb")
 
@@ -29,6 +30,22 @@ def save_field(path: Path, state: dict[str, torch.Tensor], recipe: Recipe, about
     """Writes weights and metadata; the file appears whole or not at all."""
     metadata = {"recipe": dump_recipe(recipe), "about": json.dumps(about)}
     save_tensors(path, state, metadata)
+
+
+def save_packed(path: Path, trained: Trained, bits: int, step: float | None) -> None:
+    """Writes the field quantised and compressed (see `codec.py`). UserError where it cannot be."""
+    field, recipe, about = trained
+    state, parameters = field.state_dict(), {name for name, _ in field.named_parameters()}
+    sparse = codec.sparse_shapes(field)
+    if step is not None and not sparse:
+        raise UserError("--step is for sparse chebyshev2d levels, of which this field has none; give --bits")
+    about = about | {"quantised": {"bits": bits, "step": step}}
+    description = {"recipe": dump_recipe(recipe), "about": json.dumps(about)}
+    try:
+        tensors, metadata = codec.pack(state, parameters, sparse, bits, step, description)
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be written ({error}); train again") from None
+    save_tensors(path, tensors, metadata)
 
 
 def save_tensors(path: Path, state: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -53,9 +70,7 @@ def load_field(run: str | Path, device: torch.device | str = "cpu") -> Trained:
     if not path.is_file():
         raise UserError(f"{path}: no trained field; train the run to its end, or give a field.safetensors")
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}
+        state, metadata = read_file(path)
         tree = yaml.safe_load(metadata["recipe"])
         if not isinstance(tree, dict):
             raise KeyError("recipe")
@@ -65,10 +80,35 @@ def load_field(run: str | Path, device: torch.device | str = "cpu") -> Trained:
         raise UserError(f"{path}: not a field of this program, or cut short ({error}); export it again") from None
     except UserError as error:
         raise UserError(f"{path}: {str(error).removeprefix(f'{path}: ')}; export it again") from None
+    return build_field(path, state, recipe, about, device)
+
+
+def read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Weights, and metadata with `recipe` and `about`, of a plain or a packed file."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    if metadata.get("format") != codec.FORMAT:
+        return tensors, metadata
+    version = metadata.get("version", "")
+    if version.isdigit() and int(version) > codec.VERSION:
+        raise UserError(f"its format {version} is newer than this program's {codec.VERSION}, update the program")
+    try:
+        state, description = codec.unpack(tensors, metadata)
+    except ValueError as error:
+        raise UserError(f"its packed weights are damaged ({error})") from None
+    return state, description
+
+
+def build_field(path: Path, state: dict[str, torch.Tensor], recipe: Recipe, about: dict,
+                device: torch.device | str = "cpu") -> Trained:
+    """The field that a file's tensors are. UserError where they do not fit its recipe."""
     try:
         field = Field.from_state(recipe.field, about["shape"], about["channels"], state, recipe.training.seed)
     except (RuntimeError, IndexError) as error:
-        raise UserError(f"{path}: its weights do not fit its recipe ({str(error).splitlines()[-1].strip()}); export it again") from None
+        told = str(error).splitlines()[-1].strip()
+        raise UserError(f"{path}: its weights do not fit its recipe ({told}); export it again") from None
+    about["params"] = field.count_parameters()  # fewer in a packed file than were trained
     return Trained(field.to(device).eval(), recipe, about)
 
 
