@@ -15,13 +15,14 @@ from cpikan_hr.processes import ALONE, Processes
 from cpikan_hr.recipe import Recipe
 from cpikan_hr.solvers.blocks import ReadTarget
 from cpikan_hr.errors import UserError
-from cpikan_hr.solvers.budget import SLACK, GrownSample, Sample, wanted_of
+from cpikan_hr.solvers.budget import FULL, SLACK, GrownSample, Sample, wanted_of
 from cpikan_hr.solvers.growth import grow, set_networks
 from cpikan_hr.solvers.last_layer import fit_last_layers
 from cpikan_hr.solvers.spectral import Terms, fit_spectral, set_terms
 from cpikan_hr.solvers.sweeps import sweep
 
-ROUNDS = 3  # passes over the picture at most until a target is met
+ROUNDS = 3  # passes over the picture at most until a target is met, by growing levels
+PASSES = 6  # and by closed-form ones, which are cheap
 ROWS = 128
 
 Progress = Callable[[str, float], None]
@@ -115,22 +116,36 @@ def fit_to_target(field: Field, group: int, target: ReadTarget, shape: tuple[int
         _fit_at(field, group, target, shape, 0.0, sigmas, processes, report)
         return
     sample = Sample(field, group, target, shape, sigmas)
-    aim_error, aim_terms = wanted_error, None if wanted_terms is None else wanted_terms - above / numbers
-    for _ in range(ROUNDS):
-        by_error = sample.price_for(aim_error, 0) if aim_error is not None else 0.0
-        by_terms = sample.price_for(max(aim_terms, 0.0), 1) if aim_terms is not None else 0.0
-        _fit_at(field, group, target, shape, max(by_error, by_terms), sigmas, processes, report)
-        terms = sum(field.levels[k].count_parameters() for k in field.groups[group]) / numbers
-        if by_terms >= by_error and aim_terms is not None:
-            limit = wanted_terms - above / numbers
-            if terms <= limit:
-                return
-            aim_terms *= 0.999 * limit / terms
+    goals = (wanted_error, None if wanted_terms is None else max(wanted_terms - above / numbers, 0.0))
+    aims, passes, kept = list(goals), ([], []), None
+    for _ in range(PASSES):
+        prices = [0.0 if aim is None else sample.price_for(aim, which) for which, aim in enumerate(aims)]
+        price, which = max(prices), int(aims[1] is not None and prices[1] >= prices[0])
+        _fit_at(field, group, target, shape, price, sigmas, processes, report)
+        if which:
+            value = sum(field.levels[k].count_parameters() for k in field.groups[group]) / numbers
         else:
-            error = mean_squared_error(field, group + 1, target, shape, processes)
-            if SLACK * wanted_error <= error <= wanted_error:
-                return
-            aim_error *= wanted_error * (1 - (1 - SLACK) / 2) / error
+            value = mean_squared_error(field, group + 1, target, shape, processes)
+        goal, close = goals[which], (SLACK, FULL)[which]
+        met = value <= goal
+        if met and (kept is None or value > kept[1]):
+            kept = price, value
+        if met and value >= close * goal or any(value == other for _, other in passes[which]):
+            break  # as wanted; or noise or the number of pixels leave nothing to choose
+        passes[which].append((aims[which], value))
+        aims[which] = corrected(passes[which], (1 + close) / 2 * goal)
+    if kept and not met:
+        _fit_at(field, group, target, shape, kept[0], sigmas, processes, report)
+
+
+def corrected(passes: list[tuple[float, float]], goal: float) -> float:
+    """The next aim on the sample after (aim, value of the whole picture): the secant of the last two, in logarithms."""
+    (aim, value), slope = (max(number, 1e-30) for number in passes[-1]), 1.0
+    if len(passes) > 1:
+        before = [max(number, 1e-30) for number in passes[-2]]
+        run, rise = math.log(aim / before[0]), math.log(value / before[1])
+        slope = min(max(run / rise, 0.2), 5.0) if rise else 1.0
+    return aim * (max(goal, 1e-30) / value) ** slope
 
 
 def _fit_at(field, group, target, shape, price, sigmas, processes: Processes, report) -> None:
