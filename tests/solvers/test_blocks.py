@@ -30,7 +30,8 @@ def test_every_coarsest_tile_is_in_one_block_of_one_share(shape, stride, pixels,
     numbers = []
     for share in range(shares):
         for number, block in shares_of(blocks, share, shares):
-            assert blocks[number] is block and block.row + block.rows <= rows and block.column + block.columns <= columns
+            assert blocks[number] is block
+            assert block.row + block.rows <= rows and block.column + block.columns <= columns
             assert block.rows * block.columns == 1 or block.rows * block.columns * stride**2 <= pixels
             seen[block.row : block.row + block.rows, block.column : block.column + block.columns] += 1
             numbers.append(number)

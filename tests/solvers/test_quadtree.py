@@ -20,8 +20,9 @@ def partitions(depth: int, k: int = 0, y: int = 0, x: int = 0) -> list[list[tupl
 def random_costs(ny: int, nx: int, depth: int, seed: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     # Means alike per area, so that every size wins somewhere.
+    scales = [(1 + 2 * (k == 0)) / 4**k for k in range(depth)]
     return [
-        torch.rand(ny << k, nx << k, generator=generator, dtype=torch.float64) * (1 + 2 * (k == 0)) / 4**k for k in range(depth)
+        scale * torch.rand(ny << k, nx << k, generator=generator, dtype=torch.float64) for k, scale in enumerate(scales)
     ]
 
 

@@ -122,7 +122,7 @@ def test_the_quadtree_without_blend_is_the_cheapest_of_scipy_s(price):
     assert mean_square(rendered(field, (64, 64)), picture) == pytest.approx(squares / 64**2, rel=1e-4)
 
 
-@pytest.mark.parametrize("levels", [[{"tile": 16, "overlap": 0.0, "network": SPARSE}], QUADTREE], ids=["16", "quadtree"])
+@pytest.mark.parametrize("levels", [[{"tile": 16, "overlap": 0.0, "network": SPARSE}], QUADTREE], ids=["16", "quad"])
 def test_of_pure_noise_few_terms_survive(levels):
     """Three standard errors leave 0.27 % of Gaussian coefficients; the wrong unit of noise would leave most or none."""
     noise = np.random.default_rng(5).uniform(1, 3, size=(192, 192)).round().astype(np.float32)
