@@ -101,7 +101,9 @@ def test_parameters_of_the_levels_above_count(picture):
     assert 0.9 * 0.2 <= field.count_parameters() / picture.size <= 0.2 and contributions[0]["params"] > 0
 
 
-@pytest.mark.parametrize("target", [{"psnr": 28}, {"psnr": 42}, {"params_per_px": 0.05}, {"params_per_px": 0.2}], ids=str)
+@pytest.mark.parametrize(
+    "target", [{"psnr": 28}, {"psnr": 42}, {"params_per_px": 0.05}, {"params_per_px": 0.2}], ids=str
+)
 @pytest.mark.parametrize("name", ["camera", "coffee"])
 def test_a_sample_that_misjudges_the_picture_is_mended(name, target, monkeypatch):
     """As in a picture much larger than the sample: passes over it correct the price, to either side."""
