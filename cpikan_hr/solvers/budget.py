@@ -109,6 +109,7 @@ class GrownSample:
             for b in (blocks[number] for number in self.numbers)
         )
         self.fitted_at, self.known = math.inf, {}
+        self.reached: tuple[float, float] | None = None
         self._refit(0.4 * max(guesses))
         self.price = self._price()
 
@@ -125,28 +126,40 @@ class GrownSample:
             self._refit(0.4 * self.fitted_at)
         return price
 
+    def _at(self, price: float, which: int) -> float:
+        """Error (0) or parameters (1) of the sample, per pixel and channel."""
+        return sum(grown.at(price)[which] for grown in self.known.values()) / (self.pixels * self.channels)
+
     def _price_for(self, which: int, aim: float) -> float:
         low, high = math.log(self.fitted_at), math.log(self.fitted_at * 1e4)
         for _ in range(16):
             middle = (low + high) / 2
-            value = sum(grown.at(math.exp(middle))[which] for grown in self.known.values()) / (self.pixels * self.channels)
-            if (value > aim) == (which == 0):
+            if (self._at(math.exp(middle), which) > aim) == (which == 0):
                 high = middle
             else:
                 low = middle
         return math.exp(low if which == 0 else high)
 
-    def refine(self, error: float, params: float) -> bool:
-        """Corrects the price by the whole picture's error and parameters; False where they are as wanted."""
+    def met(self, error: float, params: float) -> bool:
+        """Whether the whole picture keeps to the parameters, and to the error unless they are used up."""
         wanted_error, wanted_params = self.wanted
-        bound_by_params = wanted_params is not None and (wanted_error is None or error > wanted_error)
-        if bound_by_params:
-            if FULL * wanted_params <= params <= wanted_params or (params <= wanted_params and wanted_error is not None):
+        used_up = wanted_params is not None and params >= FULL * wanted_params
+        within = wanted_params is None or params <= wanted_params
+        return within and (used_up or wanted_error is None or error <= wanted_error)
+
+    def refine(self, error: float, params: float) -> bool:
+        """Corrects the price by the whole picture's error and parameters; False where they are as wanted, or stay."""
+        before, self.reached = self.reached, (error, params)
+        if before and all(math.isclose(old, new, rel_tol=1e-4) for old, new in zip(before, self.reached, strict=True)):
+            return False  # no unit is left to add
+        wanted_error, wanted_params = self.wanted
+        if self.met(error, params):
+            if wanted_error is not None and error >= SLACK * wanted_error:
                 return False
-            self.aims[1] *= (1 + FULL) / 2 * wanted_params / params
-        else:
-            if SLACK * wanted_error <= error <= wanted_error:
+            if wanted_error is None and params >= FULL * wanted_params:
                 return False
-            self.aims[0] *= (1 + SLACK) / 2 * wanted_error / error
+        for which, (value, close) in enumerate(zip(self.reached, (SLACK, FULL), strict=True)):
+            if self.wanted[which] is not None and value > 0:  # the sample is as wrong at the new price as at this one
+                self.aims[which] = (1 + close) / 2 * self.wanted[which] * self._at(self.price, which) / value
         self.price = self._price()
         return True

@@ -169,7 +169,7 @@ def grow_to_target(field: Field, group: int, target: ReadTarget, shape: tuple[in
     if aims == (None, None):
         raise UserError("target: growing levels need one: give target.psnr, target.rmse or target.params_per_px")
     sample = GrownSample(field, group, choice, target, shape, aims)
-    for _ in range(ROUNDS):
+    for number in range(ROUNDS + 2):  # the last two only where the target is still missed
         mine = grow(field, group, choice, target, shape, sample.price, processes.rank, processes.ranks, sample.known, report)
         pieces: dict = {}
         for share in processes.gather(mine):
@@ -178,7 +178,7 @@ def grow_to_target(field: Field, group: int, target: ReadTarget, shape: tuple[in
         set_networks(field, group, choice, pieces)
         params = sum(field.levels[k].count_parameters() for k in field.groups[group]) / numbers
         error = mean_squared_error(field, group + 1, target, shape, processes)
-        if not sample.refine(error, params):
+        if number >= ROUNDS - 1 and sample.met(error, params) or not sample.refine(error, params):
             return
 
 
