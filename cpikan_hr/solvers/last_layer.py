@@ -117,14 +117,14 @@ def fit_tiles(level: Level, tiles: Tensor, values: Tensor, weight: Tensor, local
         for some, fit in ((whole, _project), (~whole, _solve_tensor)):
             if some.any():
                 dense = fit(network, normalised[some], weight[some], local_y[some], local_x[some], ridge)
-                network.set_last(tiles[some], dense.flatten(2).transpose(1, 2).float())
+                network.set_last(tiles[some], dense.flatten(2).transpose(1, 2))
         return
     total = weight.sum((1, 2)).clamp_min(1e-12)
     mean = (values * weight[..., None]).sum((1, 2)) / total[:, None]
     centred = (values - mean[:, None, None]) * (weight > 0)[..., None]
     scale = ((centred.square() * weight[..., None]).sum((1, 2)) / total[:, None]).sqrt()
     scale = torch.where(scale > 1e-6, scale, torch.ones_like(scale))
-    level.mean[tiles], level.scale[tiles] = mean.float(), scale.float()
+    level.mean[tiles], level.scale[tiles] = mean.to(level.mean), scale.to(level.scale)
     normalised = centred / scale[:, None, None]
     height, width = values.shape[1:3]
     points = torch.stack(
@@ -133,7 +133,7 @@ def fit_tiles(level: Level, tiles: Tensor, values: Tensor, weight: Tensor, local
     for part in torch.split(torch.arange(len(tiles), device=tiles.device), max(1, BLOCK // (height * width * 16))):
         features = network.features(points[part].to(level.mean.dtype), tiles[part]).double()
         solution = solve(features, normalised[part].flatten(1, 2), weight[part].flatten(1), ridge)
-        network.set_last(tiles[part], solution.float())
+        network.set_last(tiles[part], solution)
 
 
 def _project(network, values, weight, local_y, local_x, ridge) -> Tensor:
