@@ -28,16 +28,21 @@ class Pixels:
 
     low: int  # first pixel read
     high: int  # past the last
-    stride: int
     index: np.ndarray  # int64 [t, P]: which of the pixels read
     inside: np.ndarray  # bool [t, P]
     local: Tensor  # float64 [t, P]
 
 
-def pixels_of(axis: TileAxis, tiles: np.ndarray, size: int) -> Pixels:
+def strides_of(axes: tuple[TileAxis, ...]) -> tuple[list[int], int]:
+    """Pixels from one sample to the next along y and x, multiples of the third: from one pixel read to the next."""
+    strides = [max(1, -int(-2 * axis.half // SAMPLES)) for axis in axes]
+    read = min(strides)
+    return [stride // read * read for stride in strides], read
+
+
+def pixels_of(axis: TileAxis, tiles: np.ndarray, size: int, stride: int, read: int) -> Pixels:
     """Pixel centres inside the supports of tiles; those beyond the frame are mirrored back into it."""
     centre = axis.centre(torch.from_numpy(tiles)).numpy()
-    stride = max(1, -int(-2 * axis.half // SAMPLES))
     first = np.ceil(centre - axis.half - 0.5 - 1e-9).astype(np.int64)
     last = np.floor(centre + axis.half - 0.5 + 1e-9).astype(np.int64)
     position = first[:, None] + stride * np.arange((last - first).max() // stride + 1)
@@ -51,7 +56,7 @@ def pixels_of(axis: TileAxis, tiles: np.ndarray, size: int) -> Pixels:
         inside &= (position >= 0) & (position < size)
         folded = np.where(inside, position, position[inside].min())
     low, high = int(folded.min()), int(folded.max()) + 1
-    return Pixels(low, high, stride, (folded - low) // stride, inside, torch.from_numpy(local))
+    return Pixels(low, high, (folded - low) // read, inside, torch.from_numpy(local))
 
 
 def fit_last_layers(field: Field, group: int, target: ReadTarget, shape: tuple[int, int], ridge: float, processes: Processes,
@@ -78,14 +83,15 @@ def fit_row(field: Field, group: int, row: int, target: ReadTarget, shape: tuple
     level: Level = field.levels[field.groups[group][0]]
     axis_y, axis_x = level.tile_grid.axes
     device = level.mean.device
-    rows = pixels_of(axis_y, np.array([row]), shape[0])
-    for columns_part in _column_parts(axis_x, rows, shape[1]):
-        columns = pixels_of(axis_x, columns_part, shape[1])
-        values, weight, _ = target(rows.low, rows.high, columns.low, columns.high, rows.stride)
+    (stride_y, stride_x), read = strides_of((axis_y, axis_x))
+    rows = pixels_of(axis_y, np.array([row]), shape[0], stride_y, read)
+    for columns_part in _column_parts(axis_x, rows, stride_x):
+        columns = pixels_of(axis_x, columns_part, shape[1], stride_x, read)
+        values, weight, _ = target(rows.low, rows.high, columns.low, columns.high, read)
         residual = torch.from_numpy(values).to(device)
         if group:
-            ys = torch.arange(rows.low, rows.high, rows.stride, dtype=torch.float64, device=device) + 0.5
-            xs = torch.arange(columns.low, columns.high, columns.stride, dtype=torch.float64, device=device) + 0.5
+            ys = torch.arange(rows.low, rows.high, read, dtype=torch.float64, device=device) + 0.5
+            xs = torch.arange(columns.low, columns.high, read, dtype=torch.float64, device=device) + 0.5
             residual = residual - field.lattice(ys, xs, groups=group)[0].movedim(0, -1)
         residual = residual @ field.mix.T
         pick = (rows.index[0][:, None], columns.index[:, None, :])  # [Py, 1] and [t, 1, Px]: blocks [t, Py, Px]
@@ -97,9 +103,9 @@ def fit_row(field: Field, group: int, row: int, target: ReadTarget, shape: tuple
         yield tiles.cpu()
 
 
-def _column_parts(axis: TileAxis, rows: Pixels, width: int) -> Iterator[np.ndarray]:
+def _column_parts(axis: TileAxis, rows: Pixels, stride: int) -> Iterator[np.ndarray]:
     """Consecutive tiles of a row: one at a time on a lattice of its own, else as many as make a block."""
-    if max(1, -int(-2 * axis.half // SAMPLES)) > 1:
+    if stride > 1:
         count = 1
     else:
         count = max(1, int(BLOCK / (rows.index.shape[1] * 2 * axis.half)))
