@@ -103,6 +103,32 @@ def test_one_tile_over_the_whole_picture(name):
     assert np.abs(field.lattice(ys, xs)[0, 0].numpy().ravel() - expected[:, 0]).max() < 1e-6 * np.abs(picture).max()
 
 
+@pytest.mark.parametrize("shape", [(100, 300), (300, 100), (140, 390), (390, 140)])
+@pytest.mark.parametrize("group", [0, 1])
+def test_large_tiles_are_fitted_on_a_lattice_whatever_their_sides(shape, group):
+    """A polynomial of the level's degree is found exactly, from some of the pixels; alone and below another level."""
+    y, x = (np.linspace(-1, 1, n) for n in shape)
+    picture = (3 + y[:, None] ** 3 - 2 * x**2 * y[:, None] + 5 * x)[..., None]
+    level = {"grid": [1, 1], "network": NETWORKS["identity"]}
+    above = {"grid": [2, 1], "overlap": 0.5, "network": {"kind": "chebyshev2d", "degree": 1, "input_map": "identity"}}
+    field = field_of([above, level][1 - group :], picture).double()
+    with torch.no_grad():
+        for parameter in field.levels[0].parameters():
+            parameter.fill_(0.1 * group)
+    counts = []
+
+    def read(y0: int, y1: int, x0: int, x1: int, stride: int):
+        counts.append(picture[y0:y1:stride, x0:x1:stride].size)
+        return reader(picture + above_at)(y0, y1, x0, x1, stride)
+
+    ys, xs = (torch.arange(n, dtype=torch.float64) + 0.5 for n in shape)
+    above_at = field.lattice(ys, xs, groups=1)[0].permute(1, 2, 0).numpy() if group else 0.0
+    fit_last_layers(field, group, read, shape, TINY, ALONE)
+    found = field.lattice(ys, xs)[0].permute(1, 2, 0).numpy() - above_at
+    assert np.abs(found - picture).max() < 1e-5
+    assert max(counts) <= 128 * 400
+
+
 def test_a_second_level_fits_what_the_first_leaves():
     picture = data(1)
     levels = [{"grid": [1, 1], "network": NETWORKS["sine"]}]
