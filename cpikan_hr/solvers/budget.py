@@ -5,6 +5,7 @@ at the optimum of D + t^2 N. Both are monotonic in t, so a bisection meets a wan
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -93,7 +94,7 @@ class GrownSample:
     """
 
     def __init__(self, field: Field, group: int, choice: LevelOptions, target: ReadTarget, shape: tuple[int, int],
-                 aims: tuple[float | None, float | None]):
+                 aims: tuple[float | None, float | None], alive: Callable[[], None] = lambda: None):
         self.wanted, self.channels = aims, field.mix.shape[0]
         self.aims = [None if aims[0] is None else BOUND * aims[0], aims[1]]
         sizes, _, _ = growth.growing_sizes(field, group, choice)
@@ -102,7 +103,9 @@ class GrownSample:
         blocks = blocks_of(shape, sizes[0].stride, growth.BLOCK)
         count = max(1, -(-GROWN // growth.BLOCK))
         self.numbers = [int(k) for k in np.random.default_rng(0).permutation(len(blocks))[:count]]
-        self._fit = lambda number, price: growth.grow_block(field, group, choice, target, shape, blocks[number], price)
+        self._fit = lambda number, price: growth.grow_block(
+            field, group, choice, target, shape, blocks[number], price, alive
+        )
         self.pixels = sum(
             (min((b.row + b.rows) * sizes[0].stride, shape[0]) - b.row * sizes[0].stride)
             * (min((b.column + b.columns) * sizes[0].stride, shape[1]) - b.column * sizes[0].stride)

@@ -118,7 +118,7 @@ def best_entries(residual: Tensor, functions: Tensor) -> Tensor:
 
 
 def climb(unit: Unit, size: Size, data: Tensor, weight: Tensor | None, present: Tensor, most: int, price: float,
-          prior: float, cap: Tensor | None) -> Ladder:
+          prior: float, cap: Tensor | None, alive: Callable[[], None]) -> Ladder:
     """The ladder of every present tile. `cap` [t]: cost of its best children, which a tile that is dearer never beats."""
     tiles, channels, _ = data.shape
     phi = unit.inputs(size.pixels, size.pixels).to(data)
@@ -132,6 +132,7 @@ def climb(unit: Unit, size: Size, data: Tensor, weight: Tensor | None, present: 
     entries, functions = dictionary(unit, phi, None if weight is None else weight.amax(0))
     step = unit.parameters(1, channels) - unit.parameters(0, channels)
     for units in range(1, most + 1):
+        alive()
         worth = distortion[number, units - 1] > price * step
         if cap is not None:
             worth &= price * unit.parameters(units, channels) < cap[number]
@@ -150,10 +151,13 @@ def climb(unit: Unit, size: Size, data: Tensor, weight: Tensor | None, present: 
 
 
 class Grown:
-    """A block with the ladders of all sizes: what it costs at a price, and its networks."""
+    """A block with the ladders of all sizes: what it costs at a price, and its networks.
+
+    `alive` is called every few seconds of work; what it raises ends the work.
+    """
 
     def __init__(self, block: Block, pixels: Pixels, sizes: list[Size], grids: list[TileGrid], unit: Unit, most: int,
-                 price: float, prior: float):
+                 price: float, prior: float, alive: Callable[[], None]):
         self.block, self.unit, self.sizes, self.prior = block, unit, sizes, prior
         self.channels = pixels.values.shape[0]
         self.shapes = [(block.rows * f, block.columns * f) for f in (sizes[0].stride // size.stride for size in sizes)]
@@ -165,7 +169,8 @@ class Grown:
             weight = None if window is None else window.sqrt().to(pixels.values)
             data = tile_data(pixels, sizes[k])
             data = data if weight is None else data * weight[:, None]
-            self.ladders.insert(0, climb(unit, sizes[k], data, weight, self.present[k].flatten(), most, price, prior, cap))
+            here = self.present[k].flatten()
+            self.ladders.insert(0, climb(unit, sizes[k], data, weight, here, most, price, prior, cap, alive))
             if k:
                 cost = self.costs(price)[0][0]
                 below = cost if cap is None else torch.minimum(cost, cap.view(self.shapes[k]))
@@ -197,7 +202,7 @@ class Grown:
             parameters += sum(self.unit.parameters(h, self.channels) for h in chosen.tolist())
         return error, parameters
 
-    def networks(self, price: float) -> dict[tuple[int, int], tuple[Tensor, Tensor | None, Tensor]]:
+    def networks(self, price: float, alive: Callable[[], None]) -> dict[tuple[int, int], tuple[Tensor, Tensor | None, Tensor]]:
         """(size number, units) -> grid tile numbers, hidden weights and last layers of the leaves, polished."""
         found = {}
         for k, (ladder, leaf, units) in enumerate(zip(self.ladders, *self.leaves(price), strict=True)):
@@ -208,6 +213,7 @@ class Grown:
                 place = torch.searchsorted(rung.tiles, local)
                 w, last = None if rung.w is None else rung.w[place], rung.last[place]
                 if w is not None:
+                    alive()
                     here = None if ladder.weight is None else ladder.weight[local]
                     w, last, _ = levenberg_marquardt(self.unit, ladder.phi, ladder.data[local], w, POLISHING, here, self.prior, 1e-3)
                 y, x = local // self.shapes[k][1], local % self.shapes[k][1]
@@ -230,24 +236,29 @@ def growing_sizes(field: Field, group: int, choice: LevelOptions) -> tuple[list[
 
 
 def grow_block(field: Field, group: int, choice: LevelOptions, target: ReadTarget, shape: tuple[int, int], block: Block,
-               price: float) -> Grown:
+               price: float, alive: Callable[[], None] = lambda: None) -> Grown:
     """Reads a block and fits its ladders, each as far as it pays at `price`."""
     sizes, grids, halo = growing_sizes(field, group, choice)
     pixels = read_block(field, group, target, shape, block, sizes[0].stride, halo)
-    return Grown(block, pixels, sizes, grids, unit_of(choice), choice.network.hidden[0], price, prior_of(field))
+    return Grown(block, pixels, sizes, grids, unit_of(choice), choice.network.hidden[0], price, prior_of(field), alive)
 
 
 def grow(field: Field, group: int, choice: LevelOptions, target: ReadTarget, shape: tuple[int, int], price: float,
          share: int, shares: int, known: dict[int, Grown], progress: Callable[[float], None] | None = None) -> dict:
     """The networks of this process' share of the blocks. `known`: blocks whose ladders are fitted already."""
     sizes, _, _ = growing_sizes(field, group, choice)
-    blocks, pieces = blocks_of(shape, sizes[0].stride, BLOCK), {}
-    for number, block in shares_of(blocks, share, shares):
-        grown = known.get(number) or grow_block(field, group, choice, target, shape, block, price)
-        for key, piece in grown.networks(price).items():
-            pieces.setdefault(key, []).append(piece)
+    blocks, pieces, done = blocks_of(shape, sizes[0].stride, BLOCK), {}, 0.0
+
+    def alive() -> None:
         if progress:
-            progress((number + 1) / len(blocks))
+            progress(done)
+
+    for number, block in shares_of(blocks, share, shares):
+        grown = known.get(number) or grow_block(field, group, choice, target, shape, block, price, alive)
+        for key, piece in grown.networks(price, alive).items():
+            pieces.setdefault(key, []).append(piece)
+        done = (number + 1) / len(blocks)
+        alive()
     return pieces
 
 

@@ -168,7 +168,7 @@ def grow_to_target(field: Field, group: int, target: ReadTarget, shape: tuple[in
     aims = (wanted_error, None if wanted_params is None else max(wanted_params - above / numbers, 0.0))
     if aims == (None, None):
         raise UserError("target: growing levels need one: give target.psnr, target.rmse or target.params_per_px")
-    sample = GrownSample(field, group, choice, target, shape, aims)
+    sample = GrownSample(field, group, choice, target, shape, aims, lambda: report and report(0.0))
     for number in range(ROUNDS + 2):  # the last two only where the target is still missed
         mine = grow(field, group, choice, target, shape, sample.price, processes.rank, processes.ranks, sample.known, report)
         pieces: dict = {}
