@@ -52,7 +52,7 @@ class Preview:
         )
         values = field.lattice(ys, xs)[0].permute(1, 2, 0).cpu().numpy()
         if values.shape[2] == 3:
-            values = values / self.problem.full_range
+            values = (values / self.problem.full_range).clip(0, 1)  # above 1 it would be taken for 0..255
         save_preview(self.path, [values if values.shape[2] == 3 else values[..., 0]], ["field"], unit=self.problem.unit)
         self._drawn = time.perf_counter()
 
