@@ -54,12 +54,12 @@ def write_recipe(path: Path, recipe: Recipe) -> Path:
     return path
 
 
-def rendered(field: Field, shape: tuple[int, int]) -> np.ndarray:
-    """The field at the pixel centres, float64 [H, W, C], by scattered evaluation: no solver uses it."""
+def rendered(field: Field, shape: tuple[int, int], groups: int | None = None) -> np.ndarray:
+    """The first levels (None: all) at the pixel centres, float64 [H, W, C]: scattered, as no solver reads it."""
     iy, ix = np.mgrid[: shape[0], : shape[1]]
     points = torch.from_numpy(np.stack([iy.ravel(), ix.ravel()], -1) + 0.5)
     with torch.no_grad():
-        return field(points).value.double().numpy().reshape(*shape, -1)
+        return field(points, active=groups).value.double().numpy().reshape(*shape, -1)
 
 
 def mean_square(a: np.ndarray, b: np.ndarray) -> float:

@@ -39,12 +39,12 @@ def test_every_coarsest_tile_is_in_one_block_of_one_share(shape, stride, pixels,
 
 
 def two_levels(picture: np.ndarray):
-    """A float64 field whose first level is a random polynomial, and whose channels are turned."""
+    """A float64 field of random values, whose channels are turned; the second level is the constants of a quadtree."""
     levels = [{"grid": [2, 1], "overlap": 0.5, "network": {"kind": "chebyshev2d", "degree": 3}}]
     field = field_of([*levels, {"tile": 8, "overlap": 0.5, "network": SPARSE}], picture).double()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in field.levels[0].parameters():
+        for parameter in field.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
         field.mix.copy_(torch.tensor([[0.6, 0.8], [-0.8, 0.6]]))
     return field
@@ -57,7 +57,7 @@ def test_a_block_is_the_mirrored_residual_in_the_field_s_channels(block, group):
     noise = np.random.default_rng(2).uniform(1, 2, size=(21, 30))
     field, halo, stride = two_levels(picture), 2, 8
     pixels = read_block(field, group, reader(picture, noise=noise), picture.shape[:2], block, stride, halo)
-    residual = picture - rendered(field, (21, 30)) if group else picture  # the second level is still zero
+    residual = picture - rendered(field, (21, 30), group) if group else picture
     whole = np.pad(residual @ field.mix.numpy().T, ((8, 16), (8, 16), (0, 0)), "symmetric")
     y, x = block.row * stride - halo + 8, block.column * stride - halo + 8
     part = (slice(y, y + block.rows * stride + 2 * halo), slice(x, x + block.columns * stride + 2 * halo))

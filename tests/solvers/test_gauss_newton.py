@@ -11,7 +11,7 @@ from cpikan_hr.solvers.gauss_newton import RIDGE, Inputs, Unit, features, levenb
 
 UNITS = {
     "sine": Unit("cpikan", 3, 4),
-    "tanh": Unit("cpikan", 2, 3, first_map="tanh", hidden_map="tanh"),
+    "tanh": Unit("cpikan", 2, 2, first_map="tanh", hidden_map="tanh"),
     "identity": Unit("cpikan", 4, 2, first_map="identity", hidden_map="sine"),
     "siren": Unit("siren", 1, 1, first_omega=3.0),
 }
@@ -120,7 +120,7 @@ def test_the_model_is_kaufman_s_by_dense_autograd(kind, weighted, prior):
         gradient = sum(j.T @ r for j, r in zip(jacobian, residual, strict=True)) - diagonal * w[tile].flatten()
         loss = residual.square().sum() + (diagonal * w[tile].flatten() ** 2).sum()
         assert relative(model.last[tile] @ a.float(), last @ a) < 1e-3 and relative(model.last[tile], last) < 1e-2
-        assert float(model.loss[tile]) == pytest.approx(float(loss), rel=1e-5)
+        assert float(model.loss[tile]) == pytest.approx(float(loss), rel=1e-4)
         assert relative(model.matrix[tile], matrix) < 1e-3
         assert relative(model.gradient[tile], gradient) < 2e-3
 

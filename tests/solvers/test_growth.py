@@ -165,7 +165,8 @@ def test_the_leaves_at_a_price_are_a_partition_and_errors_bound_the_blend():
         previous = error, parameters
         field = field_of(levels, picture)
         field.spread.fill_(float(picture.std()))
-        set_networks(field, 0, choice_of(levels), {key: [piece] for key, piece in grown.networks(price, lambda: None).items()})
+        networks = grown.networks(price, lambda: None)
+        set_networks(field, 0, choice_of(levels), {key: [piece] for key, piece in networks.items()})
         assert field.count_parameters() == parameters
         assert mean_square(rendered(field, (64, 64)), picture) <= error / 64**2 * 1.001
 

@@ -133,6 +133,14 @@ def test_of_pure_noise_few_terms_survive(levels):
     assert count(fit(picture, levels, noise=noise, sigmas=0.0)) >= picture.size
 
 
+def test_of_price_and_noise_the_larger_decides():
+    picture, noise = natural("camera", side=64), np.full((64, 64), 4.0, np.float32)
+    by_price = [count(fit(picture, QUADTREE, price)) for price in (40.0, 4.0)]
+    assert count(fit(picture, QUADTREE, 40.0, noise, sigmas=1.0)) == by_price[0]
+    # The threshold of a scaled coefficient is 4 times the core's share of the support's energy.
+    assert by_price[0] < count(fit(picture, QUADTREE, 0.5, noise, sigmas=3.0)) < by_price[1]
+
+
 def test_a_signal_above_the_noise_is_kept_and_denoised():
     y, x = np.mgrid[0:96, 0:96]
     truth = (40 * np.cos(np.pi * (x + 0.5) / 32) * np.cos(np.pi * (y + 0.5) / 48)).astype(np.float32)[..., None]
