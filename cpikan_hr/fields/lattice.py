@@ -14,8 +14,6 @@ from torch import Tensor
 from cpikan_hr.fields.tiles import TileAxis, product_rows
 from cpikan_hr.jets import Jet, multiply, row_orders, seed
 
-MOST_RUNS = 8  # more groups of alike tiles than this are not worth one GEMM each
-
 
 @dataclass(frozen=True)
 class Span:
@@ -59,23 +57,24 @@ def span(axis: TileAxis, x: Tensor) -> Span:
     return Span(tiles, first, count, local, windows).pick(seen)
 
 
-def runs(columns: Span) -> Iterator[tuple[Span, int | None]]:
-    """Splits a row of tiles into parts, each with its uniform step (one basis serves all), or None."""
+def runs(columns: Span) -> Iterator[tuple[int, Span, int | None]]:
+    """Splits a row of tiles: number of the first, the tiles, and their uniform step where all see alike, or None."""
     if len(columns.tiles) > 2:
         inner = columns.pick(slice(1, -1))
         step = inner.uniform_step()
         if step:
-            yield columns.pick(slice(0, 1)), None
-            yield inner, step
-            yield columns.pick(slice(-1, None)), None
+            yield 0, columns.pick(slice(0, 1)), None
+            yield 1, inner, step
+            yield len(columns.tiles) - 1, columns.pick(slice(-1, None)), None
             return
-    yield columns, None
+    yield 0, columns, None
 
 
 def add_lattice(level, out: Tensor, ys: Tensor, xs: Tensor, order: str) -> None:
     """Adds the jet of `level` on ys x xs to `out` [R, H, C, W + margin]; the margin takes at least one tile's width."""
     if level.network is None:
         return
+    separable = hasattr(level.network, "lattice_coefficients")
     axis_y, axis_x = level.tile_grid.axes
     rows, columns = span(axis_y, ys), span(axis_x, xs)
     for i, row in enumerate(rows.tiles.tolist()):
@@ -87,15 +86,22 @@ def add_lattice(level, out: Tensor, ys: Tensor, xs: Tensor, order: str) -> None:
         one = rows.pick(slice(i, i + 1))
         height = int(one.count)
         target = out[:, int(one.first) : int(one.first) + height]
-        done = 0
-        for part, step in runs(some):
-            chosen = slots[done : done + len(part.tiles)]
-            done += len(chosen)
-            share = max(1, level.chunk // (one.local.shape[1] * part.local.shape[1] * len(out)))
+        share = max(1, level.chunk // (one.local.shape[1] * some.local.shape[1] * len(out)))
+        if separable:  # one basis along x serves a run of tiles
+            pieces = [(part, slots[begin : begin + len(part.tiles)], step) for begin, part, step in runs(some)]
+        else:
+            pieces = [(some, slots, None)]
+        for part, chosen, step in pieces:
             for start in range(0, len(chosen), share):
                 piece = slice(start, start + share)
-                values = _evaluate(level, one, part.pick(piece), chosen[piece], order, step is not None)
-                _add(target, values[:, :height], part.pick(piece), step)
+                seen = part.pick(piece)
+                if separable:
+                    values = _separable(level, one, seen, chosen[piece], order, step is not None)
+                    _add(target, values[:, :height], seen, step)
+                    continue
+                values = _scattered(level, one, seen, chosen[piece], order)[:, :height]
+                for begin, run, step_of_run in runs(seen):
+                    _add(target, values[..., begin : begin + len(run.tiles), :], run, step_of_run)
 
 
 def _add(target: Tensor, values: Tensor, columns: Span, step: int | None) -> None:
@@ -117,10 +123,8 @@ def _add(target: Tensor, values: Tensor, columns: Span, step: int | None) -> Non
             view.index_add_(-2, numbers, piece)
 
 
-def _evaluate(level, row: Span, columns: Span, slots: Tensor, order: str, alike: bool) -> Tensor:
-    """Windowed rows [R, Py, C, t, Px] of one row of tiles."""
-    if hasattr(level.network, "lattice_coefficients"):
-        return _separable(level, row, columns, slots, order, alike)
+def _scattered(level, row: Span, columns: Span, slots: Tensor, order: str) -> Tensor:
+    """Windowed rows [R, Py, C, t, Px] of one row of tiles, point by point."""
     height, width, count, dtype = row.local.shape[1], columns.local.shape[1], len(slots), level.mean.dtype
     factor_y = row.windows[:, :, :, None].expand(-1, count, -1, width).reshape(3, -1)
     factor_x = columns.windows[:, :, None, :].expand(-1, -1, height, -1).reshape(3, -1)
