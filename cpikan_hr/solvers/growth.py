@@ -202,7 +202,9 @@ class Grown:
             parameters += sum(self.unit.parameters(h, self.channels) for h in chosen.tolist())
         return error, parameters
 
-    def networks(self, price: float, alive: Callable[[], None]) -> dict[tuple[int, int], tuple[Tensor, Tensor | None, Tensor]]:
+    def networks(
+        self, price: float, alive: Callable[[], None]
+    ) -> dict[tuple[int, int], tuple[Tensor, Tensor | None, Tensor]]:
         """(size number, units) -> grid tile numbers, hidden weights and last layers of the leaves, polished."""
         found = {}
         for k, (ladder, leaf, units) in enumerate(zip(self.ladders, *self.leaves(price), strict=True)):
