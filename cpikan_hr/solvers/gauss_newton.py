@@ -2,7 +2,7 @@
 
 A tile's function is N_c(x) = b_c + sum_o sum_n a_con B_n(v_o) with v_o = sum_m w_om phi_m(x): for Scaled-cPIKAN phi are
 1 and the Chebyshev terms of both coordinates and B_n = T_n(s(v)), n = 1..degree; for SIREN phi are 1, y, x and
-B_1 = sin(omega v). Given w, the best a and b are a linear least-squares solution, so only w is iterated (variable
+B_1 = sin(v). Given w, the best a and b are a linear least-squares solution, so only w is iterated (variable
 projection, Golub and Pereyra 1973, with Kaufman's 1975 approximation of the Jacobian):
 
     A = features, G = A A' + eps, a = G^-1 A Y,  J_c = dN_c/dw at fixed a,
@@ -43,7 +43,7 @@ class Unit:
         """phi at the pixel centres of a height x width support: [1 + 2 degree, P], first 1, then y's terms, then x's."""
         axes = [(2 * torch.arange(n, dtype=torch.float64) + 1) / n - 1 for n in (height, width)]
         if self.kind == "siren":
-            terms = [self.first_omega * axis[None] for axis in axes]
+            terms = [axis[None] for axis in axes]  # w takes the network's frequency in, so that no start depends on it
         else:
             terms = [
                 torch.stack([b[0] for b in chebyshev_derivatives(axis, self.degree, self.first_map, 1)]) for axis in axes

@@ -90,7 +90,8 @@ def dictionary(unit: Unit, phi: Tensor, weight: Tensor | None, seed: int = 1) ->
     generator = torch.Generator().manual_seed(seed)
     w = torch.zeros(DICTIONARY, 1 + 2 * unit.degree)
     angle = 2 * math.pi * torch.rand(DICTIONARY, generator=generator)
-    slope = 1.5 * (0.5 + torch.rand(DICTIONARY, generator=generator))
+    reach = 3.0 if unit.kind == "siren" else 1.5  # of v over half a tile: about one wave, or one bend of T_2
+    slope = reach * (0.5 + torch.rand(DICTIONARY, generator=generator))
     w[:, 0] = (2 * torch.rand(DICTIONARY, generator=generator) - 1) * slope
     w[:, 1], w[:, 1 + unit.degree] = slope * torch.sin(angle), slope * torch.cos(angle)
     for k in range(2, unit.degree + 1):
@@ -291,7 +292,7 @@ def set_networks(field: Field, group: int, choice: LevelOptions, pieces: dict) -
 def write(network, unit: Unit, w: Tensor, last: Tensor, slots: Tensor | None = None) -> None:
     """Hidden weights [t, h, 1 + 2 degree] and last layers [t, C, h terms + 1] into the parameters of tiles `slots`."""
     if unit.kind == "siren":
-        first = torch.cat([w[..., :1] / unit.first_omega, w[..., 1:]], -1).transpose(1, 2)
+        first = w.transpose(1, 2) / unit.first_omega
     else:
         terms = w[..., 1:].unflatten(-1, (2, unit.degree)).permute(0, 3, 2, 1).flatten(1, 2)  # degree-major, y then x
         first = torch.cat([w[:, None, :, 0], terms], 1)

