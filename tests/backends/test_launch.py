@@ -47,11 +47,11 @@ def recipe(tmp_path_factory) -> Path:
         "field": {
             "levels": [
                 {"grid": [1, 1], "network": {"kind": "cpikan", "hidden": [5], "degree": 4}},
-                {"tile": 12, "overlap": 0.5, "network": {"kind": "chebyshev2d", "degree": 3}},
+                {"tile": 12, "overlap": 0.5, "network": {"kind": "chebyshev2d", "degree": 1}},
                 {"tile": [16, 8], "overlap": 0.25, "network": {"kind": "chebyshev2d", "degree": None, "sparse": True}},
             ]
         },
-        "target": {"rmse": 0.02},
+        "target": {"rmse": 0.1},
         "batch": {"blocks": 4, "size": 24, "stride": 3},
         "training": {"steps": 20, "accumulate": 2, "clip": 0.1, "log_every": 1, "checkpoint_steps": 10, "keep": 9},
     }
