@@ -12,7 +12,7 @@ from cpikan_hr.fields import Field
 from cpikan_hr.runtime import peak_rss_mb
 from cpikan_hr.training.weights import Trained
 
-ROWS = 256
+STRIP = 2**19  # pixels of one strip
 HALO = 3  # half of the SSIM window
 
 
@@ -56,11 +56,12 @@ def evaluate(trained: Trained, reference: Source, file_bytes: int) -> dict:
 def strips(field: Field, reference: Source, shape: tuple[int, int], halo: int):
     """Yields (rows of halo above, truth, value), float32 [h, W, C], over strips of the frame."""
     xs = torch.arange(shape[1], dtype=torch.float64, device=field.device) + 0.5
-    for start in range(0, shape[0], ROWS):
-        y0, y1 = max(0, start - halo), min(shape[0], start + ROWS + halo)
+    height = max(2 * HALO + 1, STRIP // shape[1])
+    for start in range(0, shape[0], height):
+        y0, y1 = max(0, start - halo), min(shape[0], start + height + halo)
         ys = torch.arange(y0, y1, dtype=torch.float64, device=field.device) + 0.5
         value = field.lattice(ys, xs)[0].permute(1, 2, 0).cpu().numpy()
-        yield (start - y0, min(ROWS, shape[0] - start)), reference.read(y0, y1, 0, shape[1]).astype(np.float32), value
+        yield (start - y0, min(height, shape[0] - start)), reference.read(y0, y1, 0, shape[1]).astype(np.float32), value
 
 
 def similarity(field: Field, reference: Source, shape: tuple[int, int], offset: float, full: float) -> float | None:

@@ -34,7 +34,7 @@ class Level(nn.Module):
     """Sum over active tiles of window * (mean + scale * network(local coordinates)), outputs [.., C] in the data's unit.
 
     `mean` and `scale` are one row for all tiles, or (`per_tile`) one per active tile: then they count as parameters.
-    `active`: ascending int64 numbers of the tiles that have a network; None: all.
+    `active`: ascending numbers of the tiles that have a network; None: all.
     """
 
     def __init__(self, grid: TileGrid, network: TiledNetwork | None, channels: int, chunk: int, recompute: bool = False,
@@ -52,21 +52,25 @@ class Level(nn.Module):
         rows = network.tiles if self.per_tile and network is not None else 1
         self.register_buffer("mean", torch.zeros(rows, channels))
         self.register_buffer("scale", torch.ones(rows, channels))
-        self.register_buffer("active", active)
-        slots = None
-        if active is not None:
-            slots = torch.full((self.tile_grid.tiles,), -1, dtype=torch.int32)
-            slots[active] = torch.arange(len(active), dtype=torch.int32)
-        self.register_buffer("slots", slots, persistent=False)
+        self.register_buffer("active", None if active is None else active.to(torch.int32))
 
     @property
     def active_tiles(self) -> Tensor:
         """Numbers [t] of the tiles that have a network, in the network's order."""
-        return self.active if self.active is not None else torch.arange(self.tile_grid.tiles, device=self.mean.device)
+        if self.active is not None:
+            return self.active.long()
+        return torch.arange(self.tile_grid.tiles, device=self.mean.device)
 
     def slots_of(self, tiles: Tensor) -> Tensor:
         """Index of tiles in the network; negative where they have none."""
-        return tiles if self.slots is None else self.slots[tiles].long()
+        if self.active is None:
+            return tiles
+        if not len(self.active):
+            return torch.full_like(tiles, -1)
+        # A search, not a table: a table would be as large as the grid, of which a quadtree uses a small part.
+        wanted = tiles.to(torch.int32)
+        found = torch.searchsorted(self.active, wanted).clamp(max=len(self.active) - 1)
+        return torch.where(self.active[found] == wanted, found, -1)
 
     def mean_of(self, slots: Tensor) -> Tensor:
         return self.mean[slots] if self.per_tile else self.mean
@@ -113,11 +117,11 @@ class Level(nn.Module):
     def dispatch(self, points: Tensor, order: str) -> Dispatch:
         """Sends every point to the active tiles whose window is positive there."""
         point, tile, window = self.tile_grid.cover(points, order)
-        if self.slots is not None:
-            here = self.slots[tile] >= 0
+        if self.active is not None:
+            here = self.slots_of(tile) >= 0
             point, tile, window = point[here], tile[here], window[here]
             if not len(tile):  # data-parallel backends wait for every gradient: one point with a window of zero
-                point, tile, window = point.new_zeros(1), self.active[:1], window.new_zeros(1, row_count(order, points.shape[1]))
+                point, tile, window = point.new_zeros(1), self.active[:1].long(), window.new_zeros(1, row_count(order, points.shape[1]))
         tile, by_tile = torch.sort(tile, stable=True)
         point, window = point[by_tile], window[by_tile]
         tiles, counts = torch.unique_consecutive(tile, return_counts=True)

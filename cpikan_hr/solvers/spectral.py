@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cpikan_hr.fields import Field
 from cpikan_hr.networks import Chebyshev2D
-from cpikan_hr.solvers.blocks import Block, Pixels, ReadTarget, blocks_of, read_block, shares_of
+from cpikan_hr.solvers.blocks import Block, Pixels, ReadTarget, blocks_of, read_ahead, read_block, shares_of
 from cpikan_hr.solvers.quadtree import prune
 
 BLOCK = 2**18  # pixels of one block: all sizes' coefficients of it stay in the last-level cache
@@ -102,16 +102,21 @@ class Terms:
         self.values += other.values
 
     def joined(self) -> tuple[np.ndarray, ...]:
-        """The same in order of the tile numbers."""
+        """The same in order of the tile numbers; empties this one, which may be as large as the field."""
         if not self.tiles:
             return (np.zeros(0, np.int64),) * 3 + (np.zeros(0, np.float32),)
-        tiles, counts, index, values = (np.concatenate(part) for part in (self.tiles, self.counts, self.index, self.values))
+        tiles, counts = np.concatenate(self.tiles), np.concatenate(self.counts)
         order = np.argsort(tiles, kind="stable")
-        start = np.cumsum(counts) - counts
-        counts_ordered = counts[order]
-        place = np.repeat(start[order] - (np.cumsum(counts_ordered) - counts_ordered), counts_ordered)
-        place += np.arange(len(values))
-        return tiles[order], counts_ordered, index[place], values[place]
+        start, counts_ordered = np.cumsum(counts) - counts, counts[order]
+        shift = (start[order] - (np.cumsum(counts_ordered) - counts_ordered)).astype(np.int32)
+        place = np.repeat(shift, counts_ordered)
+        place += np.arange(len(place), dtype=np.int32)
+        ordered = []
+        for part in (self.index, self.values):
+            whole = np.concatenate(part)
+            part.clear()
+            ordered.append(whole[place])
+        return tiles[order], counts_ordered, *ordered
 
 
 def fit_block(block: Block, pixels: Pixels, sizes: list[Size], price: float, sigmas: float, terms: dict[int, Terms]) -> None:
@@ -135,7 +140,7 @@ def fit_block(block: Block, pixels: Pixels, sizes: list[Size], price: float, sig
         y, x = torch.nonzero(leaf, as_tuple=True)
         number = (block.row * factor + y) * size.counts[1] + block.column * factor + x
         used = counts > 0
-        found = (number[used], counts[used], flat.to(torch.int32), values)
+        found = (number[used].int(), counts[used].int(), flat.int(), values)
         terms[size.level].add(Terms(*([part.cpu().numpy()] for part in found)))
 
 
@@ -157,26 +162,31 @@ def fit_spectral(field: Field, group: int, target: ReadTarget, shape: tuple[int,
     terms = {size.level: Terms.none() for size in sizes}
     blocks = blocks_of(shape, sizes[0].stride, BLOCK)
     with torch.no_grad():
-        for number, block in shares_of(blocks, share, shares):
-            pixels = read_block(field, group, target, shape, block, sizes[0].stride, halo)
+
+        def read(block: Block) -> Pixels:
+            return read_block(field, group, target, shape, block, sizes[0].stride, halo)
+
+        for number, block, pixels in read_ahead(read, shares_of(blocks, share, shares)):
             fit_block(block, pixels, sizes, price, sigmas, terms)
             if progress:
                 progress((number + 1) / len(blocks))
     return terms
 
 
-def set_terms(field: Field, terms: dict[int, tuple[np.ndarray, ...]]) -> None:
-    """Gives each level (by number) the joined terms; coefficients are stored in units of one scale per level."""
-    for number, (tiles, counts, index, values) in terms.items():
+def set_terms(field: Field, terms: dict[int, Terms]) -> None:
+    """Gives each level (by number) its terms and empties them; coefficients are stored in units of one scale per level."""
+    for number, gathered in terms.items():
+        tiles, counts, index, values = gathered.joined()
         level = field.levels[number]
         channels, device = field.mix.shape[0], field.mix.device
         size = tuple(round(2 * axis.half) for axis in level.tile_grid.axes)
         network = None
         if len(tiles):
             network = Chebyshev2D(len(tiles), 2, channels, degree=(size[0] - 1, size[1] - 1), input_map="sine", sparse=True)
-            scale = max(float(np.sqrt(np.square(values).mean())), 1e-12)
+            scale = max(float(np.sqrt(np.square(values).mean(dtype=np.float64))), 1e-12)
+            values /= np.float32(scale)
             network.set_terms(torch.from_numpy(counts.astype(np.int64)), torch.from_numpy(index),
-                              torch.from_numpy(values / np.float32(scale)))  # fmt: skip
+                              torch.from_numpy(values))  # fmt: skip
         level.set_tiles(torch.from_numpy(tiles.astype(np.int64)), network, channels)
         if network is not None:
             level.scale.fill_(scale)

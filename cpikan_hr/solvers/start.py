@@ -18,12 +18,12 @@ from cpikan_hr.errors import UserError
 from cpikan_hr.solvers.budget import FULL, SLACK, GrownSample, Sample, wanted_of
 from cpikan_hr.solvers.growth import grow, set_networks
 from cpikan_hr.solvers.last_layer import fit_last_layers
-from cpikan_hr.solvers.spectral import Terms, fit_spectral, set_terms
+from cpikan_hr.solvers.spectral import fit_spectral, set_terms
 from cpikan_hr.solvers.sweeps import sweep
 
 ROUNDS = 3  # passes over the picture at most until a target is met, by growing levels
 PASSES = 6  # and by closed-form ones, which are cheap
-ROWS = 128
+STRIP = 2**19  # pixels compared at once
 
 Progress = Callable[[str, float], None]
 
@@ -150,11 +150,11 @@ def corrected(passes: list[tuple[float, float]], goal: float) -> float:
 
 def _fit_at(field, group, target, shape, price, sigmas, processes: Processes, report) -> None:
     mine = fit_spectral(field, group, target, shape, price, sigmas, processes.rank, processes.ranks, report)
-    together: dict[int, Terms] = {number: Terms.none() for number in mine}
-    for share in processes.gather(mine):
+    together, *others = processes.gather(mine)
+    for share in others:
         for number, terms in share.items():
             together[number].add(terms)
-    set_terms(field, {number: terms.joined() for number, terms in together.items()})
+    set_terms(field, together)
 
 
 @torch.no_grad()
@@ -188,8 +188,9 @@ def mean_squared_error(field: Field, groups: int, target: ReadTarget, shape: tup
     device = field.mix.device
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     xs = torch.arange(shape[1], dtype=torch.float64, device=device) + 0.5
-    for start in range(processes.rank * ROWS, shape[0], processes.ranks * ROWS):
-        stop = min(start + ROWS, shape[0])
+    rows = max(8, STRIP // shape[1])
+    for start in range(processes.rank * rows, shape[0], processes.ranks * rows):
+        stop = min(start + rows, shape[0])
         values, weight, _ = target(start, stop, 0, shape[1], 1)
         ys = torch.arange(start, stop, dtype=torch.float64, device=device) + 0.5
         error = field.lattice(ys, xs, groups=groups)[0] - torch.from_numpy(values).to(device).movedim(-1, 0)

@@ -182,7 +182,7 @@ def unpack_terms(streams: "Reader", record: dict, scale: np.ndarray) -> dict[str
     channels, rows, columns = shape.terms
     state = {}
     if record["active"]:
-        state[prefix + "active"] = torch.from_numpy(np.cumsum(unpack_integers(streams, tiles) + 1) - 1)
+        state[prefix + "active"] = torch.from_numpy((np.cumsum(unpack_integers(streams, tiles) + 1) - 1).astype(np.int32))
     counts = unpack_integers(streams, tiles * channels).reshape(channels, tiles).T.ravel()
     steps = unpack_integers(streams, count) + 1
     lists = np.repeat(np.arange(tiles * channels), counts)

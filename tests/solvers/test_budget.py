@@ -40,7 +40,7 @@ def test_a_sample_of_everything_without_blend_is_the_fit_itself(picture):
     for price in (3.0, 30.0):
         field = field_of(levels, picture)
         terms = fit_spectral(field, 0, reader(picture), picture.shape[:2], price, 0.0)
-        set_terms(field, {number: found.joined() for number, found in terms.items()})
+        set_terms(field, terms)
         error, number = sample.at(price)
         assert error == pytest.approx(mean_square(rendered(field, picture.shape[:2]), picture), rel=1e-3)
         assert number * picture.size == pytest.approx(field.count_parameters())

@@ -15,7 +15,7 @@ QUADTREE = [{"tile": [32, 16, 8], "overlap": 0.25, "network": SPARSE}]
 def fit(picture: np.ndarray, levels: list[dict], price: float = 0.0, noise=None, sigmas: float = 0.0, weight=None):
     field = field_of(levels, picture)
     terms = fit_spectral(field, 0, reader(picture, weight, noise), picture.shape[:2], price, sigmas)
-    set_terms(field, {number: found.joined() for number, found in terms.items()})
+    set_terms(field, terms)
     return field
 
 
