@@ -81,7 +81,12 @@ def rows(seconds: float) -> dict[str, dict]:
 def run(words: list[str]) -> tuple[str, float, float]:
     """Output, CPU seconds and peak RSS (MB) of `python WORDS`."""
     process = subprocess.Popen(
-        [sys.executable, *words], cwd=ROOT, env=os.environ | ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, *words],
+        cwd=ROOT,
+        env=os.environ | ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     out, err = process.stdout.read(), process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
@@ -95,7 +100,16 @@ def fit(name: str, picture: Path, options: dict, folder: Path) -> dict:
     """One row: trains, evaluates, and says what it took."""
     target = folder / name
     shutil.rmtree(target, ignore_errors=True)
-    words = ["-m", "cpikan_hr.train", "--config", "recipes/image.yaml", "--problem.path", str(picture), "--output", str(target)]
+    words = [
+        "-m",
+        "cpikan_hr.train",
+        "--config",
+        "recipes/image.yaml",
+        "--problem.path",
+        str(picture),
+        "--output",
+        str(target),
+    ]
     for key, value in options.items():
         words += [f"--{key}", json.dumps(value)]
     began = time.perf_counter()
@@ -152,10 +166,20 @@ def throughput(run_folder: Path, size: tuple[int, int]) -> dict[str, float]:
     """Megapixels per second of wall and of CPU time of one `cpikan-hr render` process with two threads."""
     began = time.perf_counter()
     process = [sys.executable, "-m", "cpikan_hr", "render", str(run_folder), "--out", str(run_folder / "map.npy")]
-    subprocess.run(process, cwd=ROOT, env=os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": "2"}, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        process,
+        cwd=ROOT,
+        env=os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": "2"},
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     wall = time.perf_counter() - began
     (run_folder / "map.npy").unlink()
-    return {"mpx": size[0] * size[1] / 1e6, "wall_s": round(wall, 2), "mpx_per_s": round(size[0] * size[1] / 1e6 / wall, 2)}
+    return {
+        "mpx": size[0] * size[1] / 1e6,
+        "wall_s": round(wall, 2),
+        "mpx_per_s": round(size[0] * size[1] / 1e6 / wall, 2),
+    }
 
 
 def relief(folder: Path) -> None:
@@ -211,7 +235,12 @@ def gauss_newton_against_adam(picture: Path, folder: Path, seconds: float) -> di
     """The same uniform cPIKAN tiling: the PSNR that Adam reaches in `seconds`, and the CPU time of either way to it."""
     network = {**CPIKAN, "hidden": [6]}
     tiles = level(network, tile=16, overlap=0.125)
-    adam = fit("gn_adam", picture, {"field.levels": [tiles], **MINI, **ADAM, "target.psnr": None, "target.seconds": seconds}, folder)
+    adam = fit(
+        "gn_adam",
+        picture,
+        {"field.levels": [tiles], **MINI, **ADAM, "target.psnr": None, "target.seconds": seconds},
+        folder,
+    )
     grown = fit("gn_newton", picture, {"field.levels": [{**tiles, "grow": True}], "target.psnr": adam["psnr"]}, folder)
     return {
         "benchmark": "images", "row": "gauss_newton_over_adam", "psnr": [grown["psnr"], adam["psnr"]],

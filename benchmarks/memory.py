@@ -24,7 +24,9 @@ ASPECT = 9344 / 7000
 
 def peak_mb(*words: str) -> float:
     """Runs `python -m ...` to its end; its peak RSS in MB."""
-    process = subprocess.Popen([sys.executable, "-m", *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-m", *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     with process.stderr:
         errors = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)

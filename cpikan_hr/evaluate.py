@@ -101,7 +101,9 @@ def seam(field: Field, shape: tuple[int, int], step: float = 0.01, lines: int = 
             along = torch.linspace(0.5, length - 0.5, min(length, 512), dtype=torch.float64, device=device)
             for border in borders:
                 points = border + offsets
-                rows = field.lattice(points, along)[0] if number == 0 else field.lattice(along, points)[0].transpose(1, 2)
+                rows = (
+                    field.lattice(points, along)[0] if number == 0 else field.lattice(along, points)[0].transpose(1, 2)
+                )
                 rows = rows.transpose(0, 1)  # across the border first
                 jumps = (rows[1:] - rows[:-1])[::2].abs()  # over (-7, -5), (-3, -1) ... ; the border lies in between
                 across = (rows[4] - rows[3]).abs()

@@ -40,9 +40,15 @@ class InterferometryProblem(Section):
     rotate: Literal[0, 90, 180, 270] = Field(0, description="turn the frames counter-clockwise by so many degrees")
     flip: Literal["none", "rows", "columns"] = Field("none", description="mirror after turning")
     noise: float = Field(2.0, gt=0, description="standard deviation of one frame's noise in grey levels")
-    quality: float = Field(0.0, ge=0, le=1, description="pixels whose classical decode has a lower quality are left out")
-    laplacian: float = Field(0.0, ge=0, description="weight of the mean squared Laplacian (nm px^-2), a smoothness prior")
-    remove_offset: bool = Field(False, description="evaluate after removing the mean difference (heights known up to a constant)")
+    quality: float = Field(
+        0.0, ge=0, le=1, description="pixels whose classical decode has a lower quality are left out"
+    )
+    laplacian: float = Field(
+        0.0, ge=0, description="weight of the mean squared Laplacian (nm px^-2), a smoothness prior"
+    )
+    remove_offset: bool = Field(
+        False, description="evaluate after removing the mean difference (heights known up to a constant)"
+    )
 
 
 Problem = Annotated[ImageProblem | InterferometryProblem, Field(discriminator="kind")]
@@ -57,13 +63,18 @@ class CPIKANNetwork(Section):
 
     kind: Literal["cpikan"] = "cpikan"
     hidden: list[int] = Field([8, 8], description="widths of the hidden layers")
-    degree: int | list[int] = Field(5, description="highest Chebyshev degree, of every layer or a list with one for each")
+    degree: int | list[int] = Field(
+        5, description="highest Chebyshev degree, of every layer or a list with one for each"
+    )
     input_map: InputMap = Field("tanh", description="what brings a layer's input into [-1, 1]")
     first_input_map: InputMap = Field("tanh", description="the same for the first layer, whose input is scaled already")
     layer_norm: bool = Field(False, description="LayerNorm after each hidden layer")
-    shared_constant: bool = Field(False, description="one T_0 per output instead of one per edge: the same functions, fewer numbers")
+    shared_constant: bool = Field(
+        False, description="one T_0 per output instead of one per edge: the same functions, fewer numbers"
+    )
     init: Literal["xavier_normal", "chebykan", "moments"] = Field(
-        "xavier_normal", description="published Xavier normal, ChebyKAN's, or Glorot-like from the basis' second moments"
+        "xavier_normal",
+        description="published Xavier normal, ChebyKAN's, or Glorot-like from the basis' second moments",
     )
 
 
@@ -89,26 +100,34 @@ class Chebyshev2DNetwork(Section):
     """Linear tensor-product Chebyshev expansion; with `input_map: sine` the cosine basis."""
 
     kind: Literal["chebyshev2d"] = "chebyshev2d"
-    degree: int | None = Field(7, ge=0, le=511, description="highest degree per axis (null: as many terms as the tile has pixels)")
-    input_map: Literal["identity", "sine"] = Field("sine", description="sine: orthogonal on pixels; identity: polynomials")
-    sparse: bool = Field(False, description="each tile keeps the terms that stand out (see `start` and `target`), no others")
+    degree: int | None = Field(
+        7, ge=0, le=511, description="highest degree per axis (null: as many terms as the tile has pixels)"
+    )
+    input_map: Literal["identity", "sine"] = Field(
+        "sine", description="sine: orthogonal on pixels; identity: polynomials"
+    )
+    sparse: bool = Field(
+        False, description="each tile keeps the terms that stand out (see `start` and `target`), no others"
+    )
 
 
-Network = Annotated[
-    CPIKANNetwork | SIRENNetwork | FourierMLPNetwork | Chebyshev2DNetwork, Field(discriminator="kind")
-]
+Network = Annotated[CPIKANNetwork | SIRENNetwork | FourierMLPNetwork | Chebyshev2DNetwork, Field(discriminator="kind")]
 
 
 class LevelOptions(Section):
     """One level: tiles that cover the domain, one network each; several strides make a quadtree of tiles."""
 
     tile: int | list[int] | None = Field(
-        None, description="tile stride in px, or the strides of a quadtree's leaves, each half the one before (give this or `grid`)"
+        None,
+        description="tile stride in px, or the strides of a quadtree's leaves, each half the one before (give this or `grid`)",
     )
     grid: tuple[int, int] | None = Field(None, description="number of tiles [rows, columns] (give this or `tile`)")
-    overlap: float = Field(0.25, ge=0, le=1, description="width of the blend between neighbours over the (smallest) tile stride")
+    overlap: float = Field(
+        0.25, ge=0, le=1, description="width of the blend between neighbours over the (smallest) tile stride"
+    )
     grow: bool = Field(
-        False, description="cpikan, siren with one hidden layer: each tile gets the units that pay, up to `hidden`, by Gauss-Newton"
+        False,
+        description="cpikan, siren with one hidden layer: each tile gets the units that pay, up to `hidden`, by Gauss-Newton",
     )
     lr_scale: float = Field(1.0, ge=0, description="this level's learning rate over `training.lr`; 0 keeps its start")
     network: Network
@@ -131,8 +150,14 @@ class LevelOptions(Section):
             raise ValueError("`tile`: a quadtree needs a network that adapts: chebyshev2d with `sparse`, or `grow`")
         if adaptive and strides is None:
             raise ValueError("an adaptive level needs `tile`, the strides of its leaves in px")
-        if adaptive and (round(self.overlap * strides[-1], 6) % 2 or self.network.kind == "chebyshev2d" and self.network.input_map != "sine"):
-            raise ValueError("an adaptive level blends over an even number of px (`overlap` times the smallest `tile`), on `input_map: sine`")
+        if adaptive and (
+            round(self.overlap * strides[-1], 6) % 2
+            or self.network.kind == "chebyshev2d"
+            and self.network.input_map != "sine"
+        ):
+            raise ValueError(
+                "an adaptive level blends over an even number of px (`overlap` times the smallest `tile`), on `input_map: sine`"
+            )
         if self.grid is not None and self.network.kind == "chebyshev2d" and self.network.degree is None:
             raise ValueError("`degree: null` needs tiles of a number of pixels: give `tile`")
         return self
@@ -157,7 +182,8 @@ class FieldOptions(Section):
         "quintic", description="blend: quintic smoothstep (C2), raised cosine (C1), bump (C-infinity)"
     )
     channels: Literal["plain", "principal"] = Field(
-        "principal", description="levels work in the data's own channels, or in its principal components (colours decorrelate)"
+        "principal",
+        description="levels work in the data's own channels, or in its principal components (colours decorrelate)",
     )
     mode: Literal["joint", "progressive"] = Field(
         "joint", description="train all levels together, or let them join one after another, coarse to fine"
@@ -175,7 +201,9 @@ class StartOptions(Section):
     threshold: float = Field(
         3.0, ge=0, description="sparse chebyshev2d: drop terms below so many standard errors of the noise"
     )
-    sweeps: int = Field(0, ge=0, description="coloured sweeps over grown tiles after the start, so that neighbours see each other")
+    sweeps: int = Field(
+        0, ge=0, description="coloured sweeps over grown tiles after the start, so that neighbours see each other"
+    )
     ridge: float = Field(1e-6, gt=0, description="relative Tikhonov term of the normal equations")
 
 
@@ -199,7 +227,9 @@ class BatchOptions(Section):
 class TrainingOptions(Section):
     steps: int = Field(200, ge=0, description="optimizer updates")
     seed: int = Field(0, ge=0, description="of weights, pixels and order")
-    optimizer: Literal["adam", "adamw", "nadam", "radam", "adamax", "rmsprop", "sgd"] = Field("adam", description="torch.optim")
+    optimizer: Literal["adam", "adamw", "nadam", "radam", "adamax", "rmsprop", "sgd"] = Field(
+        "adam", description="torch.optim"
+    )
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     betas: tuple[float, float] = Field((0.9, 0.99), description="moment decay of the Adam family")
     weight_decay: float = Field(0.0, ge=0, description="decoupled for adamw, L2 otherwise")
@@ -212,7 +242,9 @@ class TrainingOptions(Section):
     precision: Literal["no", "bf16", "fp16"] | None = Field(
         None, description="mixed precision (null: as the accelerate file says); derivatives stay fp32"
     )
-    sweep_every: int | None = Field(None, ge=1, description="updates between sweeps of local solves over grown tiles (null: off)")
+    sweep_every: int | None = Field(
+        None, ge=1, description="updates between sweeps of local solves over grown tiles (null: off)"
+    )
     log_every: int = Field(10, ge=1, description="updates between lines of metrics.jsonl")
     checkpoint_steps: int | None = Field(None, ge=1, description="updates between checkpoints (null: off)")
     checkpoint_minutes: float | None = Field(10.0, gt=0, description="minutes between checkpoints (null: off)")
@@ -248,7 +280,9 @@ def load_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}: not valid YAML{where}: {getattr(error, 'problem', None) or 'check the syntax'}") from error
+        raise UserError(
+            f"{path}: not valid YAML{where}: {getattr(error, 'problem', None) or 'check the syntax'}"
+        ) from error
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections ({', '.join(Recipe.model_fields)})")
     for key, text in _pairs(list(overrides)):
@@ -345,5 +379,7 @@ def _keys_at(location: tuple) -> list[str]:
         if part in _TAGS:
             sections = [_TAGS[part]]
         elif isinstance(part, str):
-            sections = [m for s in sections if part in s.model_fields for m in _members(s.model_fields[part].annotation)]
+            sections = [
+                m for s in sections if part in s.model_fields for m in _members(s.model_fields[part].annotation)
+            ]
     return sorted({key for section in sections for key in section.model_fields})

@@ -70,7 +70,9 @@ def picture(name: str, path: Path, folder: Path, region: tuple[int, int, int, in
     run = folder / name
     command("cpikan_hr.train", "--config", "recipes/image.yaml", "--problem.path", path, "--output", run, *options)
     y0, y1, x0, x1 = region
-    command("cpikan_hr", "render", run, "--out", folder / f"{name}.png", "--region", f"{y0}:{y1},{x0}:{x1}", "--scale", 3)
+    command(
+        "cpikan_hr", "render", run, "--out", folder / f"{name}.png", "--region", f"{y0}:{y1},{x0}:{x1}", "--scale", 3
+    )
     Image.MAX_IMAGE_PIXELS = None
     whole = Image.open(path)
     small = whole.copy()

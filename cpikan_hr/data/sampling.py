@@ -52,6 +52,8 @@ class PixelSampler:
         corner_x = np.arange(x0, x1, self.stride)
         squares = (len(corner_y), len(corner_x))
         # Squares cut by the block's edge are smaller: draw inside what is left of them.
-        iy = corner_y[:, None] + (rng.random(squares) * np.minimum(self.stride, y1 - corner_y)[:, None]).astype(np.int64)
+        iy = corner_y[:, None] + (rng.random(squares) * np.minimum(self.stride, y1 - corner_y)[:, None]).astype(
+            np.int64
+        )
         ix = corner_x[None] + (rng.random(squares) * np.minimum(self.stride, x1 - corner_x)[None]).astype(np.int64)
         return Draw(window, iy.ravel(), ix.ravel())

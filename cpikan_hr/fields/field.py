@@ -29,8 +29,14 @@ class Field(nn.Module):
         self.register_buffer("spread", torch.ones(levels[0].mean.shape[1]))
 
     @classmethod
-    def build(cls, options: FieldOptions, extent: tuple[float, ...], channels: int, seed: int = 0,
-              active: dict[int, Tensor] | None = None) -> "Field":
+    def build(
+        cls,
+        options: FieldOptions,
+        extent: tuple[float, ...],
+        channels: int,
+        seed: int = 0,
+        active: dict[int, Tensor] | None = None,
+    ) -> "Field":
         """From the recipe; weights are a function of the seed alone, and a fresh field is zero.
 
         `active`: per level number the tiles that have a network; a quadtree without it is its coarsest grid.
@@ -51,8 +57,9 @@ class Field(nn.Module):
         return cls(levels, extent, groups)
 
     @classmethod
-    def from_state(cls, options: FieldOptions, extent: tuple[float, ...], channels: int, state: dict[str, Tensor],
-                   seed: int = 0) -> "Field":
+    def from_state(
+        cls, options: FieldOptions, extent: tuple[float, ...], channels: int, state: dict[str, Tensor], seed: int = 0
+    ) -> "Field":
         """The field whose `state_dict` (or whose `layout` alone) `state` is. RuntimeError where it does not fit."""
         active = {}
         for name, value in state.items():
@@ -82,7 +89,9 @@ class Field(nn.Module):
         return Jet(rows @ self.mix, order, points.shape[1])
 
     @torch.no_grad()
-    def lattice(self, ys: Tensor, xs: Tensor, order: str = "value", groups: int | None = None, mixed: bool = True) -> Tensor:
+    def lattice(
+        self, ys: Tensor, xs: Tensor, order: str = "value", groups: int | None = None, mixed: bool = True
+    ) -> Tensor:
         """Jet rows [R, C, H, W] on the product of ascending float64 coordinates; the recipe's first `groups` levels.
 
         `mixed` False leaves the levels' own channels.
@@ -131,8 +140,9 @@ def level_shapes(choice: LevelOptions, extent: tuple[float, ...], window: str) -
     return shapes
 
 
-def _build_level(options: FieldOptions, grid: TileGrid, network: dict, extent, channels: int, active: Tensor | None,
-                 grown: bool) -> Level:
+def _build_level(
+    options: FieldOptions, grid: TileGrid, network: dict, extent, channels: int, active: Tensor | None, grown: bool
+) -> Level:
     tiles, built = grid.tiles if active is None else len(active), None
     if tiles:
         built = build_network(tiles=tiles, in_features=len(extent), out_features=channels, **network)

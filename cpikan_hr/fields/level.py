@@ -37,8 +37,16 @@ class Level(nn.Module):
     `active`: ascending numbers of the tiles that have a network; None: all.
     """
 
-    def __init__(self, grid: TileGrid, network: TiledNetwork | None, channels: int, chunk: int, recompute: bool = False,
-                 active: Tensor | None = None, per_tile: bool = False):
+    def __init__(
+        self,
+        grid: TileGrid,
+        network: TiledNetwork | None,
+        channels: int,
+        chunk: int,
+        recompute: bool = False,
+        active: Tensor | None = None,
+        per_tile: bool = False,
+    ):
         super().__init__()
         self.tile_grid = grid
         self.chunk = chunk
@@ -121,7 +129,11 @@ class Level(nn.Module):
             here = self.slots_of(tile) >= 0
             point, tile, window = point[here], tile[here], window[here]
             if not len(tile):  # data-parallel backends wait for every gradient: one point with a window of zero
-                point, tile, window = point.new_zeros(1), self.active[:1].long(), window.new_zeros(1, row_count(order, points.shape[1]))
+                point, tile, window = (
+                    point.new_zeros(1),
+                    self.active[:1].long(),
+                    window.new_zeros(1, row_count(order, points.shape[1])),
+                )
         tile, by_tile = torch.sort(tile, stable=True)
         point, window = point[by_tile], window[by_tile]
         tiles, counts = torch.unique_consecutive(tile, return_counts=True)

@@ -76,7 +76,9 @@ class TileGrid:
     axes: tuple[TileAxis, ...]
 
     @classmethod
-    def over(cls, extent, *, stride: float | None = None, counts=None, overlap: float, window: str = "quintic") -> "TileGrid":
+    def over(
+        cls, extent, *, stride: float | None = None, counts=None, overlap: float, window: str = "quintic"
+    ) -> "TileGrid":
         """Covers [0, extent_a] per axis with tiles of a stride (the last may reach beyond) or with a number of tiles."""
         axes = []
         for axis, length in enumerate(extent):

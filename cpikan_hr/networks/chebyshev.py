@@ -99,7 +99,9 @@ class ChebyshevLayer(nn.Module):
                 bias = select(self.constant, tiles)
             else:
                 coefficients, bias = coefficients[..., 1:], coefficients[..., 0].sum(1)
-            weight = coefficients.permute(0, 3, 1, 2).flatten(1, 2)  # [t, degree * in, out], as the expansion is laid out
+            weight = coefficients.permute(0, 3, 1, 2).flatten(
+                1, 2
+            )  # [t, degree * in, out], as the expansion is laid out
             jet = jet._replace(rows=chebyshev_linear(jet, weight, bias, self.degree, self.input_map))
             return jet if self.norm is None else self.norm(jet, tiles)
 
@@ -177,7 +179,9 @@ class ScaledCPIKAN(TiledNetwork):
         widths = [in_features, *hidden, out_features]
         degrees = [degree] * (len(hidden) + 1) if isinstance(degree, int) else list(degree)
         if len(degrees) != len(hidden) + 1:
-            raise UserError(f"cpikan degree {degrees}: give one number, or one for each of the {len(hidden) + 1} layers")
+            raise UserError(
+                f"cpikan degree {degrees}: give one number, or one for each of the {len(hidden) + 1} layers"
+            )
         self.layers = nn.ModuleList(
             ChebyshevLayer(
                 tiles,

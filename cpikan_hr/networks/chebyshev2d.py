@@ -54,7 +54,9 @@ class Chebyshev2D(TiledNetwork):
         self.register_buffer("offset", None)
         if sparse:
             constant = torch.arange(out_features) * (self.shape[0] * self.shape[1])
-            self.set_terms(torch.full((tiles,), out_features), constant.repeat(tiles), torch.zeros(tiles * out_features))
+            self.set_terms(
+                torch.full((tiles,), out_features), constant.repeat(tiles), torch.zeros(tiles * out_features)
+            )
         else:
             self.coefficients = nn.Parameter(torch.zeros(tiles, out_features, self.shape[0] * self.shape[1]))
 
@@ -117,7 +119,9 @@ class Chebyshev2D(TiledNetwork):
         if tiles is not None:
             first, counts = first[tiles], counts[tiles]
         tile = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-        place = torch.arange(len(tile), device=counts.device) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+        place = torch.arange(len(tile), device=counts.device) - torch.repeat_interleave(
+            counts.cumsum(0) - counts, counts
+        )
         return first[tile] + place, tile
 
     def zero_last(self) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cpikan_hr.data.orientation import OrientedStack, Oriented
+from cpikan_hr.data.orientation import Oriented, OrientedStack
 from cpikan_hr.data.source import open_source
 from cpikan_hr.data.stack import open_stack
 from cpikan_hr.errors import UserError
@@ -30,7 +30,9 @@ class Interferometry(Problem):
         self.options = options
         self.stack = OrientedStack(open_stack(options.stack), options.rotate, options.flip)
         if self.stack.phase_steps_rad is None:
-            raise UserError(f"{options.stack}: phase_steps_rad is null; the interferometry problem needs the phase steps")
+            raise UserError(
+                f"{options.stack}: phase_steps_rad is null; the interferometry problem needs the phase steps"
+            )
         self.shape = self.stack.shape
         self.pixel_pitch_um = self.stack.pixel_pitch_um
         self.order = "laplacian" if options.laplacian else "value"
@@ -49,7 +51,11 @@ class Interferometry(Problem):
             stack = self.stack
             decoded = decode_window(frames, stack.wavelengths_um, stack.phase_steps_rad, stack.height_range_um)
             height, sigma, quality = decoded.height_nm, decoded.sigma_nm, decoded.quality
-        valid = self.stack.mask(y0, y1, x0, x1)[::stride, ::stride] & (quality >= self.options.quality) & np.isfinite(height)
+        valid = (
+            self.stack.mask(y0, y1, x0, x1)[::stride, ::stride]
+            & (quality >= self.options.quality)
+            & np.isfinite(height)
+        )
         noise = np.where(valid, sigma, 0).astype(np.float32) * np.float32(self.options.noise)
         height = np.where(valid, height, 0).astype(np.float32)
         return Target(height[..., None], valid.astype(np.float32), noise)

@@ -54,8 +54,9 @@ def mirrored(first: int, last: int, size: int) -> np.ndarray:
     return np.where(position < size, position, 2 * size - 1 - position)
 
 
-def read_block(field: Field, group: int, target: ReadTarget, shape: tuple[int, int], block: Block, stride: int,
-               halo: int) -> Pixels:
+def read_block(
+    field: Field, group: int, target: ReadTarget, shape: tuple[int, int], block: Block, stride: int, halo: int
+) -> Pixels:
     """Reads a block of coarsest tiles of `stride` px, less what the first `group` levels of the recipe give there."""
     device = field.mix.device
     iy = mirrored(block.row * stride - halo, (block.row + block.rows) * stride + halo, shape[0])
@@ -107,7 +108,9 @@ def shares_of(blocks: list[Block], share: int, shares: int) -> Iterator[tuple[in
     yield from list(enumerate(blocks))[share::shares]
 
 
-def read_ahead(read: Callable[[Block], Pixels], chosen: Iterator[tuple[int, Block]]) -> Iterator[tuple[int, Block, Pixels]]:
+def read_ahead(
+    read: Callable[[Block], Pixels], chosen: Iterator[tuple[int, Block]]
+) -> Iterator[tuple[int, Block, Pixels]]:
     """Every block with its pixels; the next one is read by a thread while the present one is solved."""
     with ThreadPoolExecutor(1) as reader:
         coming = None

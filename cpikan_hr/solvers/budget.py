@@ -26,8 +26,16 @@ BOUND = 1.45  # how far ladders overstate the error of the blend, typically: `re
 class Sample:
     """Coefficients of some blocks of the picture at every leaf size."""
 
-    def __init__(self, field: Field, group: int, target: ReadTarget, shape: tuple[int, int], sigmas: float, seed: int = 0,
-                 sizes: list[Size] | None = None):
+    def __init__(
+        self,
+        field: Field,
+        group: int,
+        target: ReadTarget,
+        shape: tuple[int, int],
+        sigmas: float,
+        seed: int = 0,
+        sizes: list[Size] | None = None,
+    ):
         every, halo = sizes_of(field, group)
         self.sizes = sizes or every
         self.shape, self.channels = shape, field.mix.shape[0]
@@ -93,8 +101,16 @@ class GrownSample:
     the ladders of blocks by number. `refine` corrects the price by what the whole picture came to.
     """
 
-    def __init__(self, field: Field, group: int, choice: LevelOptions, target: ReadTarget, shape: tuple[int, int],
-                 aims: tuple[float | None, float | None], alive: Callable[[], None] = lambda: None):
+    def __init__(
+        self,
+        field: Field,
+        group: int,
+        choice: LevelOptions,
+        target: ReadTarget,
+        shape: tuple[int, int],
+        aims: tuple[float | None, float | None],
+        alive: Callable[[], None] = lambda: None,
+    ):
         self.wanted, self.channels = aims, field.mix.shape[0]
         self.aims = [None if aims[0] is None else BOUND * aims[0], aims[1]]
         sizes, _, _ = growth.growing_sizes(field, group, choice)

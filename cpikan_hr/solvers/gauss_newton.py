@@ -46,7 +46,8 @@ class Unit:
             terms = [axis[None] for axis in axes]  # w takes the network's frequency in, so that no start depends on it
         else:
             terms = [
-                torch.stack([b[0] for b in chebyshev_derivatives(axis, self.degree, self.first_map, 1)]) for axis in axes
+                torch.stack([b[0] for b in chebyshev_derivatives(axis, self.degree, self.first_map, 1)])
+                for axis in axes
             ]
         y = terms[0][:, :, None].expand(-1, height, width).flatten(1)
         x = terms[1][:, None, :].expand(-1, height, width).flatten(1)
@@ -157,7 +158,9 @@ def linearise(unit: Unit, inputs: Inputs, data: Tensor, w: Tensor, weight: Tenso
     diagonal = gram.diagonal(dim1=1, dim2=2)
     diagonal += RIDGE * diagonal.mean(1, keepdim=True) + 1e-30
     factor, info = torch.linalg.cholesky_ex(gram)
-    last = torch.cholesky_solve(torch.bmm(a, data.transpose(1, 2)).double(), factor).float().transpose(1, 2).contiguous()
+    last = (
+        torch.cholesky_solve(torch.bmm(a, data.transpose(1, 2)).double(), factor).float().transpose(1, 2).contiguous()
+    )
     residual = data - torch.bmm(last, a)
     flat = w.reshape(tiles, -1).double()
     loss = residual.square().sum((1, 2)) + (penalty * flat * flat).sum(1).float()
@@ -181,9 +184,18 @@ def linearise(unit: Unit, inputs: Inputs, data: Tensor, w: Tensor, weight: Tenso
 
 
 @torch.no_grad()
-def levenberg_marquardt(unit: Unit, phi: Tensor, data: Tensor, w: Tensor, iterations: int, weight: Tensor | None = None,
-                        prior: float = 0.0, damping: float = 0.3, tolerance: float = 1e-3,
-                        patience: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+def levenberg_marquardt(
+    unit: Unit,
+    phi: Tensor,
+    data: Tensor,
+    w: Tensor,
+    iterations: int,
+    weight: Tensor | None = None,
+    prior: float = 0.0,
+    damping: float = 0.3,
+    tolerance: float = 1e-3,
+    patience: int = 3,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Minimises |weight (N - y)|^2 + prior |w|^2 of every tile. `data` [t, C, P] is y times weight; w [t, h, M].
 
     A tile leaves after `patience` iterations that lowered its loss by less than `tolerance` of it.

@@ -118,8 +118,18 @@ def best_entries(residual: Tensor, functions: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def climb(unit: Unit, size: Size, data: Tensor, weight: Tensor | None, present: Tensor, most: int, price: float,
-          prior: float, cap: Tensor | None, alive: Callable[[], None]) -> Ladder:
+def climb(
+    unit: Unit,
+    size: Size,
+    data: Tensor,
+    weight: Tensor | None,
+    present: Tensor,
+    most: int,
+    price: float,
+    prior: float,
+    cap: Tensor | None,
+    alive: Callable[[], None],
+) -> Ladder:
     """The ladder of every present tile. `cap` [t]: cost of its best children, which a tile that is dearer never beats."""
     tiles, channels, _ = data.shape
     phi = unit.inputs(size.pixels, size.pixels).to(data)
@@ -157,8 +167,18 @@ class Grown:
     `alive` is called every few seconds of work; what it raises ends the work.
     """
 
-    def __init__(self, block: Block, pixels: Pixels, sizes: list[Size], grids: list[TileGrid], unit: Unit, most: int,
-                 price: float, prior: float, alive: Callable[[], None]):
+    def __init__(
+        self,
+        block: Block,
+        pixels: Pixels,
+        sizes: list[Size],
+        grids: list[TileGrid],
+        unit: Unit,
+        most: int,
+        price: float,
+        prior: float,
+        alive: Callable[[], None],
+    ):
         self.block, self.unit, self.sizes, self.prior = block, unit, sizes, prior
         self.channels = pixels.values.shape[0]
         self.shapes = [(block.rows * f, block.columns * f) for f in (sizes[0].stride // size.stride for size in sizes)]
@@ -218,7 +238,9 @@ class Grown:
                 if w is not None:
                     alive()
                     here = None if ladder.weight is None else ladder.weight[local]
-                    w, last, _ = levenberg_marquardt(self.unit, ladder.phi, ladder.data[local], w, POLISHING, here, self.prior, 1e-3)
+                    w, last, _ = levenberg_marquardt(
+                        self.unit, ladder.phi, ladder.data[local], w, POLISHING, here, self.prior, 1e-3
+                    )
                 y, x = local // self.shapes[k][1], local % self.shapes[k][1]
                 factor = self.sizes[0].stride // self.sizes[k].stride
                 number = (self.block.row * factor + y) * self.sizes[k].counts[1] + self.block.column * factor + x
@@ -238,16 +260,34 @@ def growing_sizes(field: Field, group: int, choice: LevelOptions) -> tuple[list[
     return sizes[::per_size], [field.levels[size.level].tile_grid for size in sizes[::per_size]], halo
 
 
-def grow_block(field: Field, group: int, choice: LevelOptions, target: ReadTarget, shape: tuple[int, int], block: Block,
-               price: float, alive: Callable[[], None] = lambda: None) -> Grown:
+def grow_block(
+    field: Field,
+    group: int,
+    choice: LevelOptions,
+    target: ReadTarget,
+    shape: tuple[int, int],
+    block: Block,
+    price: float,
+    alive: Callable[[], None] = lambda: None,
+) -> Grown:
     """Reads a block and fits its ladders, each as far as it pays at `price`."""
     sizes, grids, halo = growing_sizes(field, group, choice)
     pixels = read_block(field, group, target, shape, block, sizes[0].stride, halo)
     return Grown(block, pixels, sizes, grids, unit_of(choice), choice.network.hidden[0], price, prior_of(field), alive)
 
 
-def grow(field: Field, group: int, choice: LevelOptions, target: ReadTarget, shape: tuple[int, int], price: float,
-         share: int, shares: int, known: dict[int, Grown], progress: Callable[[float], None] | None = None) -> dict:
+def grow(
+    field: Field,
+    group: int,
+    choice: LevelOptions,
+    target: ReadTarget,
+    shape: tuple[int, int],
+    price: float,
+    share: int,
+    shares: int,
+    known: dict[int, Grown],
+    progress: Callable[[float], None] | None = None,
+) -> dict:
     """The networks of this process' share of the blocks. `known`: blocks whose ladders are fitted already."""
     sizes, _, _ = growing_sizes(field, group, choice)
     blocks, pieces, done = blocks_of(shape, sizes[0].stride, BLOCK), {}, 0.0

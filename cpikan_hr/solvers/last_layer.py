@@ -59,8 +59,15 @@ def pixels_of(axis: TileAxis, tiles: np.ndarray, size: int, stride: int, read: i
     return Pixels(low, high, (folded - low) // read, inside, torch.from_numpy(local))
 
 
-def fit_last_layers(field: Field, group: int, target: ReadTarget, shape: tuple[int, int], ridge: float, processes: Processes,
-                    progress: Callable[[float], None] | None = None) -> None:
+def fit_last_layers(
+    field: Field,
+    group: int,
+    target: ReadTarget,
+    shape: tuple[int, int],
+    ridge: float,
+    processes: Processes,
+    progress: Callable[[float], None] | None = None,
+) -> None:
     """Fits the recipe's level number `group`, one grid of tiles, in place and alike on all processes."""
     (number,) = field.groups[group]
     level = field.levels[number]
@@ -77,8 +84,9 @@ def fit_last_layers(field: Field, group: int, target: ReadTarget, shape: tuple[i
 
 
 @torch.no_grad()
-def fit_row(field: Field, group: int, row: int, target: ReadTarget, shape: tuple[int, int],
-            ridge: float) -> Iterator[Tensor]:
+def fit_row(
+    field: Field, group: int, row: int, target: ReadTarget, shape: tuple[int, int], ridge: float
+) -> Iterator[Tensor]:
     """Fits one row of tiles of a level; yields the tiles done."""
     level: Level = field.levels[field.groups[group][0]]
     axis_y, axis_x = level.tile_grid.axes
@@ -113,8 +121,9 @@ def _column_parts(axis: TileAxis, rows: Pixels, stride: int) -> Iterator[np.ndar
         yield np.arange(start, min(start + count, axis.count))
 
 
-def fit_tiles(level: Level, tiles: Tensor, values: Tensor, weight: Tensor, local_y: Tensor, local_x: Tensor,
-              ridge: float) -> None:
+def fit_tiles(
+    level: Level, tiles: Tensor, values: Tensor, weight: Tensor, local_y: Tensor, local_x: Tensor, ridge: float
+) -> None:
     """Least squares of tiles [t] to values [t, Py, Px, C] with weights [t, Py, Px], on local coordinates [t, P]."""
     network = level.network
     if isinstance(network, Chebyshev2D):

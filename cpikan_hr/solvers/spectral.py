@@ -119,7 +119,9 @@ class Terms:
         return tiles[order], counts_ordered, *ordered
 
 
-def fit_block(block: Block, pixels: Pixels, sizes: list[Size], price: float, sigmas: float, terms: dict[int, Terms]) -> None:
+def fit_block(
+    block: Block, pixels: Pixels, sizes: list[Size], price: float, sigmas: float, terms: dict[int, Terms]
+) -> None:
     """Chooses leaves and terms of one block and adds them to `terms`."""
     scaled = [coefficients(pixels, size) for size in sizes]
     limits = [thresholds(pixels, size, price, sigmas) for size in sizes]
@@ -155,8 +157,17 @@ def choose(scaled: list[Tensor], limits: list[Tensor], present: list[Tensor]) ->
     return [leaf & here for leaf, here in zip(prune(costs), present, strict=True)]
 
 
-def fit_spectral(field: Field, group: int, target: ReadTarget, shape: tuple[int, int], price: float, sigmas: float,
-                 share: int = 0, shares: int = 1, progress: Callable[[float], None] | None = None) -> dict[int, Terms]:
+def fit_spectral(
+    field: Field,
+    group: int,
+    target: ReadTarget,
+    shape: tuple[int, int],
+    price: float,
+    sigmas: float,
+    share: int = 0,
+    shares: int = 1,
+    progress: Callable[[float], None] | None = None,
+) -> dict[int, Terms]:
     """The terms of this process' share of the blocks, per level number; `set_terms` puts them into the field."""
     sizes, halo = sizes_of(field, group)
     terms = {size.level: Terms.none() for size in sizes}
@@ -182,7 +193,9 @@ def set_terms(field: Field, terms: dict[int, Terms]) -> None:
         size = tuple(round(2 * axis.half) for axis in level.tile_grid.axes)
         network = None
         if len(tiles):
-            network = Chebyshev2D(len(tiles), 2, channels, degree=(size[0] - 1, size[1] - 1), input_map="sine", sparse=True)
+            network = Chebyshev2D(
+                len(tiles), 2, channels, degree=(size[0] - 1, size[1] - 1), input_map="sine", sparse=True
+            )
             scale = max(float(np.sqrt(np.square(values).mean(dtype=np.float64))), 1e-12)
             values /= np.float32(scale)
             network.set_terms(torch.from_numpy(counts.astype(np.int64)), torch.from_numpy(index),

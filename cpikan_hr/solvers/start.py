@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 import torch
 
+from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Field
 from cpikan_hr.processes import ALONE, Processes
 from cpikan_hr.recipe import Recipe
 from cpikan_hr.solvers.blocks import ReadTarget
-from cpikan_hr.errors import UserError
 from cpikan_hr.solvers.budget import FULL, SLACK, GrownSample, Sample, wanted_of
 from cpikan_hr.solvers.growth import grow, set_networks
 from cpikan_hr.solvers.last_layer import fit_last_layers
@@ -28,9 +28,16 @@ STRIP = 2**19  # pixels compared at once
 Progress = Callable[[str, float], None]
 
 
-def fit_field(field: Field, target: ReadTarget, shape: tuple[int, int], recipe: Recipe, full_range: float,
-              processes: Processes = ALONE, progress: Progress | None = None,
-              solved: Callable[[list[dict]], None] | None = None) -> list[dict]:
+def fit_field(
+    field: Field,
+    target: ReadTarget,
+    shape: tuple[int, int],
+    recipe: Recipe,
+    full_range: float,
+    processes: Processes = ALONE,
+    progress: Progress | None = None,
+    solved: Callable[[list[dict]], None] | None = None,
+) -> list[dict]:
     """Solves all levels in place, alike on all processes. Returns what each level of the recipe contributed.
 
     `solved` is called with the contributions so far after every level and every sweep.
@@ -63,8 +70,15 @@ def fit_field(field: Field, target: ReadTarget, shape: tuple[int, int], recipe: 
     return contributions
 
 
-def sweep_field(field: Field, target: ReadTarget, shape: tuple[int, int], recipe: Recipe, processes: Processes,
-                contributions: list[dict] | None = None, report: Callable[[float], None] | None = None) -> bool:
+def sweep_field(
+    field: Field,
+    target: ReadTarget,
+    shape: tuple[int, int],
+    recipe: Recipe,
+    processes: Processes,
+    contributions: list[dict] | None = None,
+    report: Callable[[float], None] | None = None,
+) -> bool:
     """One sweep over every growing level; undone where it does not lower the error. True where it did."""
     groups = [k for k, choice in enumerate(recipe.field.levels) if choice.grow]
     before = mean_squared_error(field, len(field.groups), target, shape, processes)
@@ -105,8 +119,16 @@ def normalise(field: Field, target: ReadTarget, shape: tuple[int, int], recipe: 
             level.mean[:] = mixed.mean(0)
 
 
-def fit_to_target(field: Field, group: int, target: ReadTarget, shape: tuple[int, int], recipe: Recipe,
-                  full_range: float, processes: Processes, report: Callable[[float], None] | None) -> None:
+def fit_to_target(
+    field: Field,
+    group: int,
+    target: ReadTarget,
+    shape: tuple[int, int],
+    recipe: Recipe,
+    full_range: float,
+    processes: Processes,
+    report: Callable[[float], None] | None,
+) -> None:
     """Sparse Chebyshev tiles that meet the target: a price from a sample, then passes over the picture that mend it."""
     sigmas = recipe.start.threshold
     wanted_error, wanted_terms = wanted_of(recipe.target, full_range)
@@ -158,8 +180,16 @@ def _fit_at(field, group, target, shape, price, sigmas, processes: Processes, re
 
 
 @torch.no_grad()
-def grow_to_target(field: Field, group: int, target: ReadTarget, shape: tuple[int, int], recipe: Recipe,
-                   full_range: float, processes: Processes, report: Callable[[float], None] | None) -> None:
+def grow_to_target(
+    field: Field,
+    group: int,
+    target: ReadTarget,
+    shape: tuple[int, int],
+    recipe: Recipe,
+    full_range: float,
+    processes: Processes,
+    report: Callable[[float], None] | None,
+) -> None:
     """Grown tiles that meet the target: the price comes from ladders on a sample of blocks, which are not fitted twice."""
     choice = recipe.field.levels[group]
     wanted_error, wanted_params = wanted_of(recipe.target, full_range)
@@ -170,7 +200,9 @@ def grow_to_target(field: Field, group: int, target: ReadTarget, shape: tuple[in
         raise UserError("target: growing levels need one: give target.psnr, target.rmse or target.params_per_px")
     sample = GrownSample(field, group, choice, target, shape, aims, lambda: report and report(0.0))
     for number in range(ROUNDS + 2):  # the last two only where the target is still missed
-        mine = grow(field, group, choice, target, shape, sample.price, processes.rank, processes.ranks, sample.known, report)
+        mine = grow(
+            field, group, choice, target, shape, sample.price, processes.rank, processes.ranks, sample.known, report
+        )
         pieces: dict = {}
         for share in processes.gather(mine):
             for key, found in share.items():
@@ -183,7 +215,9 @@ def grow_to_target(field: Field, group: int, target: ReadTarget, shape: tuple[in
 
 
 @torch.no_grad()
-def mean_squared_error(field: Field, groups: int, target: ReadTarget, shape: tuple[int, int], processes: Processes) -> float:
+def mean_squared_error(
+    field: Field, groups: int, target: ReadTarget, shape: tuple[int, int], processes: Processes
+) -> float:
     """Over the known pixels and channels, of the recipe's first `groups` levels."""
     device = field.mix.device
     sums = torch.zeros(2, dtype=torch.float64, device=device)

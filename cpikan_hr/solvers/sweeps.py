@@ -36,8 +36,15 @@ def read(network, unit: Unit) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def sweep(field: Field, group: int, choice: LevelOptions, target: ReadTarget, shape: tuple[int, int], processes: Processes,
-          progress: Callable[[float], None] | None = None) -> None:
+def sweep(
+    field: Field,
+    group: int,
+    choice: LevelOptions,
+    target: ReadTarget,
+    shape: tuple[int, int],
+    processes: Processes,
+    progress: Callable[[float], None] | None = None,
+) -> None:
     """One sweep over all grown tiles of the recipe's level, in place and alike on all processes."""
     sizes, _, halo = growing_sizes(field, group, choice)
     blocks = blocks_of(shape, sizes[0].stride, BLOCK)
@@ -69,8 +76,18 @@ def _inside(block: Block, coarsest: Size, shape: tuple[int, int], halo: int) -> 
     return (((y >= 0) & (y < shape[0]))[:, None] & ((x >= 0) & (x < shape[1]))).float()
 
 
-def _solve(level: Level, size: Size, coarsest: Size, block: Block, pixels: Pixels, inside: Tensor, colour, unit: Unit,
-           units: int, prior: float):
+def _solve(
+    level: Level,
+    size: Size,
+    coarsest: Size,
+    block: Block,
+    pixels: Pixels,
+    inside: Tensor,
+    colour,
+    unit: Unit,
+    units: int,
+    prior: float,
+):
     """New parameters of the level's tiles of one colour in a block: slots, hidden weights (None: no unit), last layers."""
     if level.network is None:
         return None

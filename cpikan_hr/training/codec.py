@@ -66,8 +66,14 @@ def sparse_shapes(field: Field) -> dict[str, SparseShape]:
 # ------------------------------------------------------------------------------------------------------- the two sides
 
 
-def pack(state: dict[str, Tensor], parameters: set[str], sparse: dict[str, SparseShape], bits: int,
-         step: float | None = None, description: dict | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+def pack(
+    state: dict[str, Tensor],
+    parameters: set[str],
+    sparse: dict[str, SparseShape],
+    bits: int,
+    step: float | None = None,
+    description: dict | None = None,
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a file. `parameters`: names of what is quantised; `sparse` by level prefix.
 
     `bits`: the largest value of a tensor takes so many, its sign among them; `step`: instead for sparse levels.
@@ -134,8 +140,9 @@ def checksum(tensors: dict[str, Tensor]) -> str:
 # ------------------------------------------------------------------------------------------------- sparse levels
 
 
-def pack_terms(streams: "Writer", prefix: str, state: dict[str, Tensor], shape: SparseShape, bits: int,
-               step: float | None) -> dict:
+def pack_terms(
+    streams: "Writer", prefix: str, state: dict[str, Tensor], shape: SparseShape, bits: int, step: float | None
+) -> dict:
     """Quantises and codes the terms of one level; returns its record."""
     values, index, offset = (state[prefix + part].detach().cpu().numpy() for part in SPARSE)
     active, scale = state.get(prefix + "active"), state[prefix + "scale"].cpu().double().numpy()[0]
@@ -182,7 +189,9 @@ def unpack_terms(streams: "Reader", record: dict, scale: np.ndarray) -> dict[str
     channels, rows, columns = shape.terms
     state = {}
     if record["active"]:
-        state[prefix + "active"] = torch.from_numpy((np.cumsum(unpack_integers(streams, tiles) + 1) - 1).astype(np.int32))
+        state[prefix + "active"] = torch.from_numpy(
+            (np.cumsum(unpack_integers(streams, tiles) + 1) - 1).astype(np.int32)
+        )
     counts = unpack_integers(streams, tiles * channels).reshape(channels, tiles).T.ravel()
     steps = unpack_integers(streams, count) + 1
     lists = np.repeat(np.arange(tiles * channels), counts)

@@ -26,7 +26,10 @@ class StartBar:
             return
         if label != self.label:
             self.close()
-            self.label, self.bar = label, tqdm(total=100, unit="%", desc=label, dynamic_ncols=True, disable=None, leave=False)
+            self.label, self.bar = (
+                label,
+                tqdm(total=100, unit="%", desc=label, dynamic_ncols=True, disable=None, leave=False),
+            )
         self.bar.update(round(100 * fraction) - self.bar.n)
 
     def close(self) -> None:
@@ -47,7 +50,8 @@ class Preview:
         height, width = self.problem.shape
         scale = min(1.0, SIDE / max(height, width))
         ys, xs = (
-            (torch.arange(max(1, round(n * scale)), dtype=torch.float64, device=field.device) + 0.5) * (n / max(1, round(n * scale)))
+            (torch.arange(max(1, round(n * scale)), dtype=torch.float64, device=field.device) + 0.5)
+            * (n / max(1, round(n * scale)))
             for n in (height, width)
         )
         values = field.lattice(ys, xs)[0].permute(1, 2, 0).cpu().numpy()

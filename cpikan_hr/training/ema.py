@@ -26,7 +26,9 @@ class WeightAverage:
             accelerator.distributed_type == DistributedType.DEEPSPEED and accelerator.deepspeed_plugin.zero_stage == 3
         )
         if sharded:
-            raise UserError("training.ema needs whole weights on every process: launch with zero2.yaml or ddp.yaml, or leave it out")
+            raise UserError(
+                "training.ema needs whole weights on every process: launch with zero2.yaml or ddp.yaml, or leave it out"
+            )
         self._parameters = dict(model.named_parameters())
         self._average = {name: value.detach().clone() for name, value in self._parameters.items()}
         self._step = get_ema_multi_avg_fn(decay)

@@ -69,8 +69,16 @@ def train(recipe: Recipe) -> Path:
     return run
 
 
-def fit(recipe: Recipe, run: Path, problem: Problem, accelerator: Accelerator, processes: Processes,
-        checkpoint: Path | None, began: float, stop: Stop) -> None:
+def fit(
+    recipe: Recipe,
+    run: Path,
+    problem: Problem,
+    accelerator: Accelerator,
+    processes: Processes,
+    checkpoint: Path | None,
+    began: float,
+    stop: Stop,
+) -> None:
     """The training inside its folder: start, steps, weights."""
     options = recipe.training
     compile_kernels(recipe.field.compile)
@@ -147,8 +155,9 @@ def levels_of(run: Path) -> list[dict]:
         return []
 
 
-def begin_field(problem: Problem, recipe: Recipe, processes: Processes, preview: Preview,
-                stop: Stop) -> tuple[Field, list[dict]]:
+def begin_field(
+    problem: Problem, recipe: Recipe, processes: Processes, preview: Preview, stop: Stop
+) -> tuple[Field, list[dict]]:
     """A new field with its levels solved, or only normalised; and what each level contributed.
 
     Ctrl-C and the end of `target.seconds` leave the levels solved so far.

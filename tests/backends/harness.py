@@ -113,7 +113,9 @@ def weight_difference(weights: dict[str, torch.Tensor], reference: dict[str, tor
     """|weights - reference| / |reference|, both as one vector."""
     assert weights.keys() == reference.keys()
     assert all(weights[name].shape == reference[name].shape for name in reference)
-    trained = [name for name in reference if reference[name].is_floating_point() and not name.endswith(("mean", "scale"))]
+    trained = [
+        name for name in reference if reference[name].is_floating_point() and not name.endswith(("mean", "scale"))
+    ]
     flat = torch.cat([(weights[name] - reference[name]).double().flatten() for name in trained])
     size = torch.cat([reference[name].double().flatten() for name in trained])
     return (flat.norm() / size.norm()).item()

@@ -53,8 +53,12 @@ def random_terms(field: Field, generator: torch.Generator) -> None:
 
 def random_field(window: str, networks=NETWORKS, shape=(23, 31)) -> Field:
     levels = [{"grid": [1, 1], "network": networks[0]}]
-    levels += [{"tile": 8, "overlap": o, "network": n} for o, n in zip((0.0, 0.25, 0.5, 1.0), networks[1:], strict=False)]
-    levels.append({"tile": [16, 8, 4], "overlap": 0.5, "network": {"kind": "chebyshev2d", "degree": None, "sparse": True}})
+    levels += [
+        {"tile": 8, "overlap": o, "network": n} for o, n in zip((0.0, 0.25, 0.5, 1.0), networks[1:], strict=False)
+    ]
+    levels.append(
+        {"tile": [16, 8, 4], "overlap": 0.5, "network": {"kind": "chebyshev2d", "degree": None, "sparse": True}}
+    )
     active = {len(levels) - 1 + k: tiles for k, tiles in random_active(shape).items()}
     field = Field.build(FieldOptions(window=window, levels=levels), shape, 2, seed=3, active=active)
     generator = torch.Generator().manual_seed(0)
@@ -113,7 +117,9 @@ def test_a_lattice_of_any_spacing_and_region_agrees_with_points(spacing):
 
 
 def test_the_leaves_of_a_quadtree_blend_to_one_everywhere():
-    options = FieldOptions(levels=[{"tile": [16, 8, 4], "overlap": 0.5, "network": {"kind": "chebyshev2d", "degree": 0, "sparse": True}}])
+    options = FieldOptions(
+        levels=[{"tile": [16, 8, 4], "overlap": 0.5, "network": {"kind": "chebyshev2d", "degree": 0, "sparse": True}}]
+    )
     field = Field.build(options, (32, 32), 1, active=random_active((32, 32))).double()
     for level in field.levels:
         level.network.coefficients.data.fill_(1.0)
@@ -146,7 +152,9 @@ def reference(field: Field, points: torch.Tensor) -> torch.Tensor:
             window = 1
             for a, axis in enumerate(grid.axes):
                 window = window * axis.windows(points[:, a], index[a])[0]
-            local = torch.stack([(points[:, a] - axis.centre(index[a])) / axis.half for a, axis in enumerate(grid.axes)], -1)
+            local = torch.stack(
+                [(points[:, a] - axis.centre(index[a])) / axis.half for a, axis in enumerate(grid.axes)], -1
+            )
             slots = torch.tensor([slot])
             features = level.network.features(local[None], slots)[0]
             last = _last(level.network, slot)

@@ -49,7 +49,15 @@ def test_the_wafer_recipe_beats_the_classical_decode(stack, tmp_path, capsys):
 
 
 def test_a_run_stopped_and_resumed_gives_the_same_losses(stack, tmp_path):
-    common = [*WAFER, "--problem.stack", str(stack), "--training.schedule", "constant", "--training.checkpoint_steps", "2"]
+    common = [
+        *WAFER,
+        "--problem.stack",
+        str(stack),
+        "--training.schedule",
+        "constant",
+        "--training.checkpoint_steps",
+        "2",
+    ]
     train([*common, "--output", str(tmp_path / "whole"), "--training.steps", "6"])
     train([*common, "--output", str(tmp_path / "parts"), "--training.steps", "4"])
     train([*common, "--output", str(tmp_path / "parts"), "--training.steps", "6"])
@@ -63,7 +71,9 @@ def test_a_picture_is_fitted_rendered_in_part_and_at_another_scale(tmp_path, cap
     run = tmp_path / "run"
     words = ["--config", "recipes/image.yaml", "--problem.path", str(tmp_path / "in.png"), "--output", str(run)]
     assert train([*words, "--training.steps", "3", "--batch.blocks", "2"]) == 0
-    assert cli(["render", str(run), "--out", str(tmp_path / "part.png"), "--region", "10:40,20:70", "--scale", "2"]) == 0
+    assert (
+        cli(["render", str(run), "--out", str(tmp_path / "part.png"), "--region", "10:40,20:70", "--scale", "2"]) == 0
+    )
     rendered = np.asarray(Image.open(tmp_path / "part.png")).astype(float)
     assert rendered.shape == (60, 100, 3)
     mean = rendered.reshape(30, 2, 50, 2, 3).mean((1, 3))
