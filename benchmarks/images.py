@@ -64,7 +64,10 @@ def rows(seconds: float) -> dict[str, dict]:
             **MINI, **adam, "training.lr": 1e-3,
         },
         # overlap of 16 px tiles
-        **{f"overlap_{o:g}": {"field.levels": [level(SPARSE, tile=16, overlap=o)], "target.psnr": 42} for o in (0, 0.125, 0.25)},
+        **{
+            f"overlap_{o:g}": {"field.levels": [level(SPARSE, tile=16, overlap=o)], "target.psnr": 42}
+            for o in (0, 0.125, 0.25)
+        },
     }  # fmt: skip
     coarse = level({"kind": "cpikan", "hidden": [16], "degree": 8}, grid=[1, 1])
     middle, fine = level({"kind": "cpikan", "hidden": [8], "degree": 5}, tile=64), level(CPIKAN, tile=16)
@@ -142,7 +145,9 @@ def zonal_dct(pixels: np.ndarray, coefficients: int, size: int = 16) -> float:
 
 
 def gradient_error(run_folder: Path, pixels: np.ndarray) -> dict[str, float]:
-    """Relative L2 of the field's exact gradient, and of differences of its values, to central differences of the picture."""
+    """Relative L2 of the field's exact gradient, and of differences of its values, to central differences of the
+    picture.
+    """
     import torch
 
     from cpikan_hr.training.weights import load_field
@@ -197,7 +202,8 @@ def relief(folder: Path) -> None:
         found[name]["render"] = throughput(folder / name, size)
         print(json.dumps({"benchmark": "images", **found[name]}), flush=True)
     print(json.dumps({
-        "benchmark": "images", "row": "relief_rss", "58mp_over_4mp": round(found["relief_58mp"]["peak_rss_mb"] / found["relief_4mp"]["peak_rss_mb"], 3)
+        "benchmark": "images", "row": "relief_rss",
+        "58mp_over_4mp": round(found["relief_58mp"]["peak_rss_mb"] / found["relief_4mp"]["peak_rss_mb"], 3),
     }), flush=True)  # fmt: skip
 
 

@@ -5,8 +5,8 @@
 For every size, each stage (synth, decode, train, render, evaluate) is a process of its own on a stack of 4 x 4 frames;
 its peak RSS is what the kernel accounts for it. A field has parameters in proportion to the picture, and Adam two more
 numbers for each: `field_mb` states them (weights, gradients and moments), everything else should not grow. Prints one
-JSON line; `growth` is the peak at the largest size, less the field's growth, over the peak at the second size. The limit
-is the frames themselves: `frames_mb` is what one would need to hold them.
+JSON line; `growth` is the peak at the largest size, less the field's growth, over the peak at the second size. The
+limit is the frames themselves: `frames_mb` is what one would need to hold them.
 """
 
 import argparse

@@ -119,7 +119,8 @@ class LevelOptions(Section):
 
     tile: int | list[int] | None = Field(
         None,
-        description="tile stride in px, or the strides of a quadtree's leaves, each half the one before (give this or `grid`)",
+        description="tile stride in px, or the strides of a quadtree's leaves, each half the one before "
+        "(give this or `grid`)",
     )
     grid: tuple[int, int] | None = Field(None, description="number of tiles [rows, columns] (give this or `tile`)")
     overlap: float = Field(
@@ -127,7 +128,8 @@ class LevelOptions(Section):
     )
     grow: bool = Field(
         False,
-        description="cpikan, siren with one hidden layer: each tile gets the units that pay, up to `hidden`, by Gauss-Newton",
+        description="cpikan, siren with one hidden layer: each tile gets the units that pay, up to `hidden`, "
+        "by Gauss-Newton",
     )
     lr_scale: float = Field(1.0, ge=0, description="this level's learning rate over `training.lr`; 0 keeps its start")
     network: Network
@@ -156,7 +158,8 @@ class LevelOptions(Section):
             and self.network.input_map != "sine"
         ):
             raise ValueError(
-                "an adaptive level blends over an even number of px (`overlap` times the smallest `tile`), on `input_map: sine`"
+                "an adaptive level blends over an even number of px (`overlap` times the smallest `tile`), "
+                "on `input_map: sine`"
             )
         if self.grid is not None and self.network.kind == "chebyshev2d" and self.network.degree is None:
             raise ValueError("`degree: null` needs tiles of a number of pixels: give `tile`")
@@ -268,8 +271,9 @@ class Recipe(Section):
 
 
 def load_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:
-    """Reads a YAML recipe and applies `--section.option value` pairs; list items by number (`--field.levels.1.tile 32`).
+    """Reads a YAML recipe and applies `--section.option value` pairs.
 
+    List items by number (`--field.levels.1.tile 32`).
     Raises UserError with one line for a missing file, broken YAML, an unknown key, a wrong type or a bad value.
     """
     path = Path(path)

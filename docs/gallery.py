@@ -23,7 +23,10 @@ def command(*words: object) -> None:
 
 
 def draw(name: str, panels: list[tuple[str, np.ndarray, dict]], unit: str | None = None) -> None:
-    """Panels side by side into docs/NAME.jpg: (title, picture, options of imshow); `bar` in the options adds a scale."""
+    """Panels side by side into docs/NAME.jpg: (title, picture, options of imshow).
+
+    `bar` in the options adds a scale.
+    """
     height, width = panels[-1][1].shape[:2]
     figure = Figure(figsize=(4.4 * len(panels), 4.4 * height / width + 0.6), layout="constrained")
     for k, (title, picture, options) in enumerate(panels, start=1):

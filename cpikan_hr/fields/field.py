@@ -106,7 +106,10 @@ class Field(nn.Module):
         return torch.einsum("rkhw,kc->rchw", out, self.mix) if mixed and channels > 1 else out
 
     def layout(self) -> dict[str, Tensor]:
-        """What `state_dict` holds beside the parameters: tiles and terms in use, means, scales. Enough to build it again."""
+        """What `state_dict` holds beside the parameters: tiles and terms in use, means, scales.
+
+        Enough to build it again.
+        """
         parameters = dict(self.named_parameters())
         return {name: value for name, value in self.state_dict().items() if name not in parameters}
 

@@ -31,8 +31,9 @@ class Dispatch:
 
 
 class Level(nn.Module):
-    """Sum over active tiles of window * (mean + scale * network(local coordinates)), outputs [.., C] in the data's unit.
+    """Sum over active tiles of window * (mean + scale * network(local coordinates)).
 
+    Outputs [.., C] in the data's unit.
     `mean` and `scale` are one row for all tiles, or (`per_tile`) one per active tile: then they count as parameters.
     `active`: ascending numbers of the tiles that have a network; None: all.
     """

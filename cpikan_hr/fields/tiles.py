@@ -64,7 +64,10 @@ class TileAxis:
         return torch.where(outer, one, s), torch.where(outer, zero, s1), torch.where(outer, zero, s2)
 
     def candidates(self, x: Tensor) -> Tensor:
-        """The two tiles around the interface nearest to each point: int64 [2, *x.shape], equal where only one can see it."""
+        """The two tiles around the interface nearest to each point: int64 [2, *x.shape].
+
+        Equal where only one can see it.
+        """
         nearest = torch.round((x - self.origin) / self.stride).long()
         return torch.stack([nearest - 1, nearest]).clamp(0, self.count - 1)
 
@@ -79,7 +82,9 @@ class TileGrid:
     def over(
         cls, extent, *, stride: float | None = None, counts=None, overlap: float, window: str = "quintic"
     ) -> "TileGrid":
-        """Covers [0, extent_a] per axis with tiles of a stride (the last may reach beyond) or with a number of tiles."""
+        """Covers [0, extent_a] per axis with tiles of a stride (the last may reach beyond) or with a number of
+        tiles.
+        """
         axes = []
         for axis, length in enumerate(extent):
             count = counts[axis] if counts else max(1, -int(-length // stride))

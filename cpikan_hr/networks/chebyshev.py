@@ -157,7 +157,8 @@ class ScaledCPIKAN(TiledNetwork):
     """A stack of Chebyshev layers per tile: in -> hidden... -> out.
 
     `first_input_map`: input map of the first layer, whose inputs are already scaled to [-1, 1] (None: `input_map`, as
-    published). `degree`: one for all layers, or one per layer. `layer_norm` normalises after each hidden layer, never after the last one. See `ChebyshevLayer`.
+    published). `degree`: one for all layers, or one per layer. `layer_norm` normalises after each hidden layer, never
+    after the last one. See `ChebyshevLayer`.
     """
 
     def __init__(

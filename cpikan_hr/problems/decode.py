@@ -172,9 +172,10 @@ def _least_squares(j: int, steps: np.ndarray) -> tuple[np.ndarray, float]:
 def decode_single(stack: Stack) -> Decoded:
     """Heights [H, W] from one wavelength: wrapped phase, 2-D unwrapping inside the mask, phase * lambda / (4 pi).
 
-    The order is unknown: it is chosen so that the mean over the valid pixels is within a quarter wave of zero. Parts of the mask that do not touch each have
-    a piston of their own. Pixels outside the mask are NaN. Unwrapping (M. A. Herraez et al., Appl. Opt. 41 (2002)
-    7437, through scikit-image) needs the whole frame in memory, unlike everything else here.
+    The order is unknown: it is chosen so that the mean over the valid pixels is within a quarter wave of zero. Parts
+    of the mask that do not touch each have a piston of their own. Pixels outside the mask are NaN. Unwrapping (M. A.
+    Herraez et al., Appl. Opt. 41 (2002) 7437, through scikit-image) needs the whole frame in memory, unlike everything
+    else here.
     UserError: more than one wavelength, phase steps unknown, nothing valid.
     """
     if stack.J != 1:

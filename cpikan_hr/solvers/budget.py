@@ -1,7 +1,7 @@
 """The price of a parameter that meets a target, found on a sample of the picture before the one pass over all of it.
 
-At a price t (in the data's unit) a term stays where its square is above t^2: distortion D and number of terms N are then
-at the optimum of D + t^2 N. Both are monotonic in t, so a bisection meets a wanted D or N.
+At a price t (in the data's unit) a term stays where its square is above t^2: distortion D and number of terms N are
+then at the optimum of D + t^2 N. Both are monotonic in t, so a bisection meets a wanted D or N.
 """
 
 import math

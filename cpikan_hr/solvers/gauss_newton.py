@@ -40,7 +40,10 @@ class Unit:
     first_omega: float = 1.0
 
     def inputs(self, height: int, width: int) -> Tensor:
-        """phi at the pixel centres of a height x width support: [1 + 2 degree, P], first 1, then y's terms, then x's."""
+        """phi at the pixel centres of a height x width support: [1 + 2 degree, P].
+
+        First 1, then y's terms, then x's.
+        """
         axes = [(2 * torch.arange(n, dtype=torch.float64) + 1) / n - 1 for n in (height, width)]
         if self.kind == "siren":
             terms = [axis[None] for axis in axes]  # w takes the network's frequency in, so that no start depends on it
@@ -100,7 +103,10 @@ def features(unit: Unit, phi: Tensor, w: Tensor, weight: Tensor | None = None, s
 
 @dataclass
 class Model:
-    """Quadratic model of the tiles at w: loss [t], last layer [t, C, h terms + 1], matrix [t, K, K], gradient [t, K]."""
+    """Quadratic model of the tiles at w.
+
+    Loss [t], last layer [t, C, h terms + 1], matrix [t, K, K], gradient [t, K].
+    """
 
     w: Tensor
     loss: Tensor
@@ -138,7 +144,10 @@ class Inputs:
         return cls(phi, (phi[m] * phi[n]).T.contiguous(), place)
 
     def gram(self, slopes: Tensor) -> Tensor:
-        """sum over channels and pixels of J J', float64 [t, h M, h M], for J_om = slopes_o phi_m; slopes [t, C, h, P]."""
+        """sum over channels and pixels of J J', float64 [t, h M, h M], for J_om = slopes_o phi_m.
+
+        slopes [t, C, h, P].
+        """
         tiles, _, units, pixels = slopes.shape
         o, p = torch.triu_indices(units, units, device=slopes.device)
         pairs = (slopes[:, :, o] * slopes[:, :, p]).sum(1)  # [t, h (h + 1) / 2, P]

@@ -130,7 +130,10 @@ def climb(
     cap: Tensor | None,
     alive: Callable[[], None],
 ) -> Ladder:
-    """The ladder of every present tile. `cap` [t]: cost of its best children, which a tile that is dearer never beats."""
+    """The ladder of every present tile.
+
+    `cap` [t]: cost of its best children, which a tile that is dearer never beats.
+    """
     tiles, channels, _ = data.shape
     phi = unit.inputs(size.pixels, size.pixels).to(data)
     one = torch.ones_like(data[:, :1]) if weight is None else weight[:, None]

@@ -20,10 +20,7 @@ def prune(costs: list[Tensor]) -> list[Tensor]:
         split.insert(0, children < cost)
         best = torch.minimum(children, cost)
     leaves, open_ = [], torch.ones_like(costs[0], dtype=torch.bool)
-    for cost, divided in zip(costs, [*split, None], strict=True):
-        if divided is None:
-            leaves.append(open_)
-            break
+    for divided in split:
         leaves.append(open_ & ~divided)
         open_ = (open_ & divided).repeat_interleave(2, 0).repeat_interleave(2, 1)
-    return leaves
+    return [*leaves, open_]

@@ -185,7 +185,10 @@ def fit_spectral(
 
 
 def set_terms(field: Field, terms: dict[int, Terms]) -> None:
-    """Gives each level (by number) its terms and empties them; coefficients are stored in units of one scale per level."""
+    """Gives each level (by number) its terms and empties them.
+
+    Coefficients are stored in units of one scale per level.
+    """
     for number, gathered in terms.items():
         tiles, counts, index, values = gathered.joined()
         level = field.levels[number]

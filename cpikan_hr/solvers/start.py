@@ -190,7 +190,10 @@ def grow_to_target(
     processes: Processes,
     report: Callable[[float], None] | None,
 ) -> None:
-    """Grown tiles that meet the target: the price comes from ladders on a sample of blocks, which are not fitted twice."""
+    """Grown tiles that meet the target.
+
+    The price comes from ladders on a sample of blocks, which are not fitted twice.
+    """
     choice = recipe.field.levels[group]
     wanted_error, wanted_params = wanted_of(recipe.target, full_range)
     numbers = shape[0] * shape[1] * field.mix.shape[0]

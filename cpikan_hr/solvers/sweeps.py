@@ -88,7 +88,10 @@ def _solve(
     units: int,
     prior: float,
 ):
-    """New parameters of the level's tiles of one colour in a block: slots, hidden weights (None: no unit), last layers."""
+    """New parameters of the level's tiles of one colour in a block.
+
+    Slots, hidden weights (None: no unit), last layers.
+    """
     if level.network is None:
         return None
     factor = coarsest.stride // size.stride

@@ -203,7 +203,8 @@ def run_steps(updater: Updater, problem: Problem, recipe: Recipe, run: Path, sto
     field = accelerator.unwrap_model(updater.model) if whole else None
     if options.sweep_every and not whole:
         raise UserError(
-            "training.sweep_every needs plain weights on every process: launch with cpu, single_gpu or ddp, or leave it out"
+            "training.sweep_every needs plain weights on every process: launch with cpu, single_gpu or ddp, "
+            "or leave it out"
         )
     tracker = Tracker(run, options.steps, updater.steps, accelerator.is_main_process)
     saved_at = time.perf_counter()

@@ -68,7 +68,8 @@ class Updater:
                 state in a checkpoint, and Accelerate's scheduler wrapper advances once per *process*.
             clip: largest global gradient norm, None for no clipping. Under DeepSpeed it has to be the value that
                 `make_accelerator` wrote into the engine's configuration.
-            ema: decay per update of the average of the weights that `weights` hands out, None for the weights themselves.
+            ema: decay per update of the average of the weights that `weights` hands out, None for the weights
+                themselves.
 
         Raises: UserError where the optimizer cannot be offloaded, or weights cannot be averaged.
         """

@@ -37,7 +37,9 @@ def test_the_issue_s_backends_are_shipped():
 
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory) -> Path:
-    """A small picture, a loss with second derivatives, a dense level and a sparse quadtree, two micro-batches and clipping."""
+    """A small picture, a loss with second derivatives, a dense level and a sparse quadtree, two micro-batches and
+    clipping.
+    """
     folder = tmp_path_factory.mktemp("recipe")
     y, x = np.mgrid[0:40, 0:56]
     np.save(folder / "picture.npy", (np.sin(x / 5) * np.cos(y / 4)).astype(np.float32))
