@@ -4,7 +4,7 @@ Launched as several processes (`accelerate launch -m cpikan_hr render ...`), eac
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from cpikan_hr.data.stack import open_stack
 from cpikan_hr.data.writers import MapWriter
 from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Field
+from cpikan_hr.parallel import in_threads
 from cpikan_hr.processes import ALONE, Processes
 from cpikan_hr.training.weights import Trained
 
@@ -72,14 +73,18 @@ def render(trained: Trained, out: Path, *, region: str | None = None, scale: flo
     starts = range(0, len(ys), height)[processes.rank :: processes.ranks]
     with opened_map(processes, out, (len(ys), len(xs), channels), dtype, unit=unit, pixel_pitch_um=pitch) as writer:
         with processes.together():
-            for done, start in enumerate(starts, start=1):
+
+            def strip(start: int) -> None:
                 part = ys[start : start + height]
                 block = evaluate_field(field, part, xs, quantity)
                 if mask is not None:
                     block[~mask(part, xs)] = np.nan
                 writer.write(start, 0, _convert(block, dtype, limits))
-                if progress:
-                    progress(done, len(starts))
+
+            with closing(in_threads(strip, starts, field.device)) as strips:
+                for done, _ in enumerate(strips, start=1):
+                    if progress:
+                        progress(done, len(starts))
         with processes.together():
             if processes.rank == 0:
                 writer.finish()

@@ -5,7 +5,6 @@ in one place, so every solver fits the same numbers. Unknown pixels are filled s
 """
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,18 +105,3 @@ def fill(values: np.ndarray, known: np.ndarray) -> np.ndarray:
 def shares_of(blocks: list[Block], share: int, shares: int) -> Iterator[tuple[int, Block]]:
     """The blocks of one process, with their numbers."""
     yield from list(enumerate(blocks))[share::shares]
-
-
-def read_ahead(
-    read: Callable[[Block], Pixels], chosen: Iterator[tuple[int, Block]]
-) -> Iterator[tuple[int, Block, Pixels]]:
-    """Every block with its pixels; the next one is read by a thread while the present one is solved."""
-    with ThreadPoolExecutor(1) as reader:
-        coming = None
-        for number, block in chosen:
-            following = (number, block, reader.submit(read, block))
-            if coming is not None:
-                yield *coming[:2], coming[2].result()
-            coming = following
-        if coming is not None:
-            yield *coming[:2], coming[2].result()

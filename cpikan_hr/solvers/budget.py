@@ -6,11 +6,14 @@ then at the optimum of D + t^2 N. Both are monotonic in t, so a bisection meets 
 
 import math
 from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 
 import numpy as np
 import torch
 
 from cpikan_hr.fields import Field
+from cpikan_hr.parallel import in_threads
 from cpikan_hr.recipe import LevelOptions, TargetOptions
 from cpikan_hr.solvers import growth
 from cpikan_hr.solvers.blocks import Block, ReadTarget, blocks_of, read_block
@@ -111,7 +114,7 @@ class GrownSample:
         aims: tuple[float | None, float | None],
         alive: Callable[[], None] = lambda: None,
     ):
-        self.wanted, self.channels = aims, field.mix.shape[0]
+        self.wanted, self.channels, self._device = aims, field.mix.shape[0], field.device
         self.aims = [None if aims[0] is None else BOUND * aims[0], aims[1]]
         sizes, _, _ = growth.growing_sizes(field, group, choice)
         cosine = Sample(field, group, target, shape, 0.0, sizes=sizes)
@@ -134,7 +137,9 @@ class GrownSample:
 
     def _refit(self, price: float) -> None:
         self.fitted_at = price
-        self.known = {number: self._fit(number, price) for number in self.numbers}
+        fit = partial(self._fit, price=price)
+        with closing(in_threads(fit, self.numbers, self._device)) as fitted:
+            self.known = dict(zip(self.numbers, fitted, strict=True))
 
     def _price(self) -> float:
         """Meets the aims; ladders that end too early for it are fitted again, at a lower price."""

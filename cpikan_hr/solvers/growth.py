@@ -11,6 +11,7 @@ weighted sum of the tiles' errors (convexity), and the costs of tiles add up.
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from cpikan_hr.fields import Field
 from cpikan_hr.fields.tiles import TileGrid
 from cpikan_hr.networks import build_network
+from cpikan_hr.parallel import in_threads
 from cpikan_hr.recipe import LevelOptions
 from cpikan_hr.solvers.blocks import Block, Pixels, ReadTarget, blocks_of, read_block, shares_of
 from cpikan_hr.solvers.gauss_newton import Unit, features, levenberg_marquardt
@@ -299,12 +301,18 @@ def grow(
         if progress:
             progress(done)
 
-    for number, block in shares_of(blocks, share, shares):
+    def solve(numbered: tuple[int, Block]) -> dict:
+        number, block = numbered
         grown = known.get(number) or grow_block(field, group, choice, target, shape, block, price, alive)
-        for key, piece in grown.networks(price, alive).items():
-            pieces.setdefault(key, []).append(piece)
-        done = (number + 1) / len(blocks)
-        alive()
+        return grown.networks(price, alive)
+
+    mine = list(shares_of(blocks, share, shares))
+    with closing(in_threads(solve, mine, field.device)) as solved:
+        for (number, _), found in zip(mine, solved, strict=True):
+            for key, piece in found.items():
+                pieces.setdefault(key, []).append(piece)
+            done = (number + 1) / len(blocks)
+            alive()
     return pieces
 
 

@@ -8,6 +8,7 @@ a target sets (see `budget.py`), whichever is larger. The same threshold prices 
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from cpikan_hr.fields import Field
 from cpikan_hr.networks import Chebyshev2D
-from cpikan_hr.solvers.blocks import Block, Pixels, ReadTarget, blocks_of, read_ahead, read_block, shares_of
+from cpikan_hr.parallel import in_threads
+from cpikan_hr.solvers.blocks import Block, Pixels, ReadTarget, blocks_of, read_block, shares_of
 from cpikan_hr.solvers.quadtree import prune
 
 BLOCK = 2**18  # pixels of one block: all sizes' coefficients of it stay in the last-level cache
@@ -172,13 +174,19 @@ def fit_spectral(
     sizes, halo = sizes_of(field, group)
     terms = {size.level: Terms.none() for size in sizes}
     blocks = blocks_of(shape, sizes[0].stride, BLOCK)
-    with torch.no_grad():
+    mine = list(shares_of(blocks, share, shares))
 
-        def read(block: Block) -> Pixels:
-            return read_block(field, group, target, shape, block, sizes[0].stride, halo)
+    @torch.no_grad()
+    def fit(numbered: tuple[int, Block]) -> dict[int, Terms]:
+        found = {size.level: Terms.none() for size in sizes}
+        pixels = read_block(field, group, target, shape, numbered[1], sizes[0].stride, halo)
+        fit_block(numbered[1], pixels, sizes, price, sigmas, found)
+        return found
 
-        for number, block, pixels in read_ahead(read, shares_of(blocks, share, shares)):
-            fit_block(block, pixels, sizes, price, sigmas, terms)
+    with closing(in_threads(fit, mine, field.device)) as fitted:
+        for (number, _), found in zip(mine, fitted, strict=True):
+            for level, part in found.items():
+                terms[level].add(part)
             if progress:
                 progress((number + 1) / len(blocks))
     return terms

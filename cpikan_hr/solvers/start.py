@@ -7,11 +7,13 @@ processes share the blocks.
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 
 import torch
 
 from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Field
+from cpikan_hr.parallel import in_threads
 from cpikan_hr.processes import ALONE, Processes
 from cpikan_hr.recipe import Recipe
 from cpikan_hr.solvers.blocks import ReadTarget
@@ -226,13 +228,18 @@ def mean_squared_error(
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     xs = torch.arange(shape[1], dtype=torch.float64, device=device) + 0.5
     rows = max(8, STRIP // shape[1])
-    for start in range(processes.rank * rows, shape[0], processes.ranks * rows):
+
+    def compare(start: int) -> tuple[float, int]:
         stop = min(start + rows, shape[0])
         values, weight, _ = target(start, stop, 0, shape[1], 1)
         ys = torch.arange(start, stop, dtype=torch.float64, device=device) + 0.5
         error = field.lattice(ys, xs, groups=groups)[0] - torch.from_numpy(values).to(device).movedim(-1, 0)
         known = torch.from_numpy(weight > 0).to(device)
-        sums[0] += (error.square().sum(0) * known).sum(dtype=torch.float64)
-        sums[1] += known.sum() * len(error)
+        return float((error.square().sum(0) * known).sum(dtype=torch.float64)), int(known.sum()) * len(error)
+
+    starts = range(processes.rank * rows, shape[0], processes.ranks * rows)
+    with closing(in_threads(compare, starts, device)) as compared:
+        for squared, count in compared:
+            sums += torch.tensor([squared, count], dtype=torch.float64, device=device)
     processes.sum(sums)
     return float(sums[0] / sums[1].clamp_min(1))

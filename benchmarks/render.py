@@ -1,0 +1,70 @@
+"""How fast fields are rendered: megapixels per second of a 9344 px wide picture, per kind of field.
+
+    python benchmarks/render.py [--threads 2] [--rows 448]
+
+Evaluates strips as `cpikan-hr render` does, without writing them. Per kind of field one entry with megapixels per
+second of wall time and per second of CPU time (all threads), and `over_limit`, the former over what is asked for:
+20 Mpx/s for Chebyshev tiles alone, 4 Mpx/s for fields with Scaled-cPIKAN levels. Prints one JSON line.
+"""
+
+import argparse
+import json
+import time
+
+WIDTH, STRIP = 9344, 112
+SPARSE = {"tile": 16, "overlap": 0.125, "network": {"kind": "chebyshev2d", "degree": None, "sparse": True}}
+TILES = {"tile": 16, "overlap": 0.125, "network": {"kind": "cpikan", "hidden": [6], "degree": [4, 2]}}
+GLOBAL = {"grid": [1, 1], "network": {"kind": "cpikan", "hidden": [8, 8], "degree": 5}}
+FIELDS = {
+    "chebyshev2d": ([SPARSE], 20.0),
+    "cpikan": ([TILES], 4.0),
+    "global_cpikan_and_chebyshev2d": ([GLOBAL, SPARSE], 4.0),
+    "cpikan_and_chebyshev2d": ([TILES, SPARSE], 4.0),
+}
+TERMS = 30  # of 324 per tile: 0.12 parameters per pixel
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rows", type=int, default=896)
+    args = parser.parse_args()
+    import torch
+
+    from cpikan_hr.fields import Field
+    from cpikan_hr.parallel import in_threads
+    from cpikan_hr.recipe import FieldOptions
+    from cpikan_hr.runtime import prepare_process
+
+    prepare_process()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    xs = torch.arange(WIDTH, dtype=torch.float64) + 0.5
+    result = {"benchmark": "render", "threads": args.threads, "width": WIDTH, "rows": args.rows}
+    for name, (levels, limit) in FIELDS.items():
+        field = Field.build(FieldOptions(levels=levels), (args.rows, WIDTH), 1)
+        for level in field.levels:
+            network = level.network
+            if getattr(network, "sparse", False):
+                size = network.shape[0] * network.shape[1]
+                index = torch.rand(network.tiles, size).topk(TERMS).indices.sort().values.flatten()
+                network.set_terms(torch.full((network.tiles,), TERMS), index, torch.zeros(len(index)))
+            for parameter in level.parameters():
+                parameter.data.normal_()
+
+        def strip(y: int, field: Field = field) -> None:
+            field.lattice(torch.arange(y, min(y + STRIP, args.rows), dtype=torch.float64) + 0.5, xs)
+
+        strip(0)
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in in_threads(strip, range(0, args.rows, STRIP)):
+            pass
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        pixels = args.rows * WIDTH / 1e6
+        speed = {"mpx_per_s": round(pixels / wall, 2), "mpx_per_cpu_s": round(pixels / cpu, 2)}
+        result[name] = {**speed, "over_limit": round(pixels / wall / limit, 2)}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
