@@ -1,12 +1,12 @@
 """Peak resident memory of the main job against the size of the frames.
 
-    python benchmarks/memory.py [--megapixels 1 4 16 64] [--steps 3]
+    python benchmarks/memory.py [--megapixels 1 4 16 64] [--steps 3] [--folder DIR]
 
-For every size, each stage (synth, decode, train, render, evaluate) is a process of its own on a stack of 4 x 4 frames;
-its peak RSS is what the kernel accounts for it. A field has parameters in proportion to the picture, and Adam two more
-numbers for each: `field_mb` states them (weights, gradients and moments), everything else should not grow. Prints one
-JSON line; `growth` is the peak at the largest size, less the field's growth, over the peak at the second size. The
-limit is the frames themselves: `frames_mb` is what one would need to hold them.
+For every size, each stage (synth, decode, start: the closed-form solve, train: the same and some updates by Adam,
+render, evaluate) is a process of its own on a stack of 4 x 4 frames; its peak RSS is what the kernel accounts for it.
+The limit is the frames themselves: `frames_mb` is what one would need to hold them. Only the field grows with the
+picture: `field_mb` is its file. Prints one JSON line; `growth` is the peak at the largest size over that at 4 MP (or at
+the first size), `copies` how many megabytes it grew by per megabyte of the field.
 """
 
 import argparse
@@ -46,12 +46,13 @@ def measure(megapixels: float, steps: int, folder: Path) -> dict[str, float]:
         "synth": ("cpikan_hr", "synth", str(stack), "--size", f"{width}x{height}"),
         "decode": ("cpikan_hr", "decode", str(stack), "--out", str(tiff)),
         "train": ("cpikan_hr.train", *recipe, "--training.steps", str(steps)),
+        "start": ("cpikan_hr.train", *recipe, "--training.steps", "0"),
         "render": ("cpikan_hr", "render", str(run), "--out", str(tiff)),
         "evaluate": ("cpikan_hr", "evaluate", str(run)),
     }
     peaks = {name: round(peak_mb(*words), 1) for name, words in stages.items()}
-    about = json.loads((run / "about.json").read_text())
-    return {**peaks, "field_mb": round(about["params"] * 16 / 1e6, 1), "frames_mb": round(16 * width * height / 1e6, 1)}
+    field = (run / "field.safetensors").stat().st_size
+    return {**peaks, "field_mb": round(field / 1e6, 1), "frames_mb": round(16 * width * height / 1e6, 1)}
 
 
 def main() -> None:
@@ -68,10 +69,12 @@ def main() -> None:
         finally:
             shutil.rmtree(folder)
     sizes = list(result.values())
-    base, last = sizes[min(1, len(sizes) - 1)], sizes[-1]
-    growth = {name: round(last[name] / base[name], 3) for name in ("synth", "decode", "render", "evaluate")}
-    growth["train"] = round((last["train"] - (last["field_mb"] - base["field_mb"])) / base["train"], 3)
-    print(json.dumps({"benchmark": "memory", "unit": "MB of peak RSS", "megapixels": result, "growth": growth}))
+    base, last = sizes[0 if len(sizes) < 3 else 1], sizes[-1]
+    stages = [name for name in base if not name.endswith("_mb")]
+    growth = {name: round(last[name] / base[name], 2) for name in stages}
+    grown = max(last["field_mb"] - base["field_mb"], 1e-9)
+    copies = {name: round((last[name] - base[name]) / grown, 1) for name in stages}
+    print(json.dumps({"benchmark": "memory", "unit": "MB of peak RSS", "megapixels": result, "growth": growth, "copies": copies}))
 
 
 if __name__ == "__main__":

@@ -174,61 +174,64 @@ class Updater:
 
 
 class GradientWatch:
-    """Notes, parameter by parameter and tile by tile, whether a local gradient was NaN or Inf since the last `clear`.
+    """Notes, parameter by parameter, the first tile whose local gradient was NaN or Inf since the last `clear`.
 
     Works by hooks on the parameters: they see this rank's whole gradient before DDP averages it and before ZeRO
-    scatters it, so the tile and the rank are the ones where it happened. A parameter's tiles are its first dimension.
+    scatters it, so the tile and the rank are the ones where it happened. A parameter's rows, its first dimension, are
+    its tiles, or what its `tile_of` says.
     """
 
     def __init__(self, model: nn.Module):
-        parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self.names = [name for name, _ in parameters]
-        self.tiles = [p.shape[0] if p.ndim else 1 for _, p in parameters]
-        self._tile_of = [getattr(p, "tile_of", None) for _, p in parameters]
-        self._peaks: list[Tensor | None] = [None] * len(parameters)  # per tile max |gradient|, which keeps a NaN
-        for index, (_, parameter) in enumerate(parameters):
+        self._follow([(name, p) for name, p in model.named_parameters() if p.requires_grad])
+        for index, parameter in enumerate(self._parameters):
             parameter.register_hook(lambda gradient, index=index: self._note(index, gradient))
+
+    def _follow(self, parameters: list[tuple[str, nn.Parameter]]) -> None:
+        self.names = [name for name, _ in parameters]
+        self._parameters = [p for _, p in parameters]
+        self._tile_of = [getattr(p, "tile_of", None) for p in self._parameters]
+        self.rows = [p.shape[0] if p.ndim else 1 for p in self._parameters]
+        self.clear()
 
     @torch.no_grad()
     def _note(self, index: int, gradient: Tensor) -> None:
-        rows = gradient.detach().reshape(self.tiles[index], -1)
-        peak = torch.linalg.vector_norm(rows, ord=float("inf"), dim=1)  # a reduction: no copy of the gradient
-        known = self._peaks[index]
-        self._peaks[index] = peak if known is None else torch.maximum(known, peak)
+        gradient = gradient.detach()
+        if gradient.ndim > 1:  # a reduction over each row, which keeps a NaN: no copy of the gradient
+            gradient = torch.linalg.vector_norm(gradient.flatten(1), ord=float("inf"), dim=1)
+        bad = ~torch.isfinite(gradient.reshape(-1))
+        first = torch.where(bad.any(), bad.byte().argmax(), -1)
+        known = self._first[index]
+        self._first[index] = first if known is None else torch.where(known >= 0, known, first)
 
     def first_bad(self) -> Tensor:
-        """int64 scalar on the gradients' device: flat index over (parameter, tile) of the first bad one, -1 if none."""
-        seen = [p for p in self._peaks if p is not None]
-        if not seen:
+        """int64 scalar on the gradients' device: flat index over (parameter, row) of the first bad one, -1 if none."""
+        found, offset = [], 0
+        for first, rows in zip(self._first, self.rows, strict=True):
+            if first is not None:
+                found.append(torch.where(first >= 0, first + offset, _FINE))
+            offset += rows
+        if not found:
             return torch.tensor(-1)
-        missing = seen[0].new_zeros(())
-        flat = torch.cat(
-            [missing.expand(n) if p is None else p.to(missing) for p, n in zip(self._peaks, self.tiles, strict=True)]
-        )
-        bad = ~torch.isfinite(flat)
-        return torch.where(bad.any(), bad.int().argmax(), -1)
+        worst = torch.stack(found).min()
+        return torch.where(worst == _FINE, -1, worst)
 
     def locate(self, flat_index: int) -> tuple[str, int]:
         """(parameter name, tile) of a flat index of `first_bad`."""
-        for name, tiles, tile_of in zip(self.names, self.tiles, self._tile_of, strict=True):
-            if flat_index < tiles:
+        for name, rows, tile_of in zip(self.names, self.rows, self._tile_of, strict=True):
+            if flat_index < rows:
                 return name, tile_of(flat_index) if tile_of else flat_index
-            flat_index -= tiles
+            flat_index -= rows
         raise AssertionError("index beyond the last parameter")
 
     def clear(self) -> None:
-        self._peaks = [None] * len(self._peaks)
+        self._first: list[Tensor | None] = [None] * len(self.names)
 
 
 class ShardedGradientWatch(GradientWatch):
     """The same for FSDP2, where only the reduced shards of gradients exist (the rank named holds the shard)."""
 
     def __init__(self, model: nn.Module):
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self.names = [name for name, p in model.named_parameters() if p.requires_grad]
-        self.tiles = [p.shape[0] if p.ndim else 1 for p in self._parameters]
-        self._tile_of = [None] * len(self._parameters)
-        self._peaks = [None] * len(self._parameters)
+        self._follow([(name, p) for name, p in model.named_parameters() if p.requires_grad])
 
     @torch.no_grad()
     def first_bad(self) -> Tensor:
@@ -240,10 +243,8 @@ class ShardedGradientWatch(GradientWatch):
             shard = parameter.grad.to_local()
             mesh, placements = parameter.device_mesh, parameter.placements
             _, offset = compute_local_shape_and_global_offset(parameter.shape, mesh, placements)
-            peaks = shard.new_zeros(self.tiles[index])
             if shard.numel():
-                rows = shard.reshape(shard.shape[0] if shard.ndim else 1, -1)
-                start = offset[0] if offset else 0
-                peaks[start : start + len(rows)] = torch.linalg.vector_norm(rows, ord=float("inf"), dim=1)
-            self._peaks[index] = peaks
+                self._note(index, shard)
+                first = self._first[index]
+                self._first[index] = torch.where(first >= 0, first + (offset[0] if offset else 0), first)
         return super().first_bad()
