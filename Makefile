@@ -36,6 +36,8 @@ bench: install
 	$(BIN)/python benchmarks/jets.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/codec.py
+	$(BIN)/python benchmarks/render.py
+	$(BIN)/python benchmarks/images.py
 
 gallery: install
 	$(BIN)/python docs/gallery.py

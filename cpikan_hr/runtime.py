@@ -1,4 +1,4 @@
-"""What a process sets before it computes: memory allocator and threads.
+"""What a process sets before it computes, and what it may use: allocator, cores, memory.
 
 glibc gives large blocks back to the system when they are freed, and every step pays their page faults again; with
 raised thresholds the same training step was measured 4-10 times faster on a CPU.

@@ -3,14 +3,10 @@
 Invariant: when `each_in_threads` returns or raises, no thread of it is running any more, so files may be closed.
 """
 
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-
-def usable_cpus() -> int:
-    """Processors this process may run on (fewer than the machine has, in a container or under taskset)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+from cpikan_hr.runtime import cores
 
 
 def each_in_threads(
@@ -24,7 +20,7 @@ def each_in_threads(
     `progress(done, total)` is called in this thread. The first exception cancels what has not begun, and is raised.
     """
     items = list(items)
-    pool = ThreadPoolExecutor(threads or usable_cpus())
+    pool = ThreadPoolExecutor(threads or cores())
     try:
         for done, _ in enumerate(pool.map(function, items), start=1):
             if progress:

@@ -89,13 +89,8 @@ class Field(nn.Module):
         return Jet(rows @ self.mix, order, points.shape[1])
 
     @torch.no_grad()
-    def lattice(
-        self, ys: Tensor, xs: Tensor, order: str = "value", groups: int | None = None, mixed: bool = True
-    ) -> Tensor:
-        """Jet rows [R, C, H, W] on the product of ascending float64 coordinates; the recipe's first `groups` levels.
-
-        `mixed` False leaves the levels' own channels.
-        """
+    def lattice(self, ys: Tensor, xs: Tensor, order: str = "value", groups: int | None = None) -> Tensor:
+        """Jet rows [R, C, H, W] on the product of ascending float64 coordinates; the recipe's first `groups` levels."""
         chosen = [self.levels[k] for group in self.groups[:groups] for k in group]
         margin = max((_points_per_tile(level, xs) for level in chosen), default=0)
         channels = self.mix.shape[0]
@@ -103,7 +98,7 @@ class Field(nn.Module):
         for level in chosen:
             add_lattice(level, out, ys, xs, order)
         out = out[..., : len(xs)].transpose(1, 2)
-        return torch.einsum("rkhw,kc->rchw", out, self.mix) if mixed and channels > 1 else out
+        return torch.einsum("rkhw,kc->rchw", out, self.mix) if channels > 1 else out
 
     def layout(self) -> dict[str, Tensor]:
         """What `state_dict` holds beside the parameters: tiles and terms in use, means, scales.

@@ -1,1 +1,1 @@
-"""How weights are found: the closed-form start and first-order optimisers."""
+"""How weights are found: local solves on tiles (closed form, Gauss-Newton), and first-order optimisers."""

@@ -4,7 +4,6 @@ import math
 
 import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from cpikan_hr.fields import Field
 from cpikan_hr.recipe import FieldOptions, TrainingOptions
@@ -28,11 +27,6 @@ def build_optimizer(field: Field, options: TrainingOptions, levels: FieldOptions
     ]
     extra = {} if options.optimizer in ("rmsprop", "sgd") else {"betas": options.betas}
     return _CLASSES[options.optimizer](groups, lr=options.lr, weight_decay=options.weight_decay, **extra)
-
-
-def build_schedule(optimizer: Optimizer, options: TrainingOptions) -> LambdaLR:
-    """Linear warm-up, then constant, cosine or exponential decay to `final_lr` of the peak at the last step."""
-    return LambdaLR(optimizer, lambda step: rate(step, options))
 
 
 def rate(step: int, options: TrainingOptions) -> float:

@@ -45,11 +45,14 @@ class Agreement:
 table: list[Agreement] = []  # printed at the end of the session by conftest.py
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+def environment(gpu: bool = False) -> dict[str, str]:
+    hidden = {} if gpu else {"CUDA_VISIBLE_DEVICES": ""}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **hidden}
 
 
-def launch(config: str, *program: str, processes: int = 2, timeout: float = TIMEOUT_SECONDS) -> Launch:
+def launch(
+    config: str, *program: str, processes: int = 2, timeout: float = TIMEOUT_SECONDS, gpu: bool = False
+) -> Launch:
     """Runs `accelerate launch --config_file accelerate_configs/CONFIG.yaml ... PROGRAM...` from the repository's root.
 
     `program` is a script or `-m module`, then its arguments. A multi-node file is launched once per machine rank, with
@@ -69,7 +72,7 @@ def launch(config: str, *program: str, processes: int = 2, timeout: float = TIME
         subprocess.Popen(
             [*command, *program],
             cwd=ROOT,
-            env=environment(),
+            env=environment(gpu),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

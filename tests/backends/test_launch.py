@@ -104,6 +104,15 @@ def test_two_processes_agree_with_one_and_resume_exactly(config, recipe, referen
         assert all(torch.equal(joined[name], trained[name]) for name in trained) and joined.keys() == trained.keys()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here; FSDP2 is offered only beside one")
+@pytest.mark.parametrize("config", ["single_gpu", "ddp", "fsdp2", "zero3"])
+def test_a_gpu_trains_what_the_cpu_trains(config, recipe, reference, tmp_path):
+    launch(config, *program(recipe, tmp_path), processes=1, gpu=True).check()
+    assert relative_difference(metrics(tmp_path, "loss"), metrics(reference, "loss")) < 1e-3
+    weights_of = [load_file(folder / "field.safetensors") for folder in (tmp_path, reference)]
+    assert weight_difference(*weights_of) < 1e-3
+
+
 def test_averaged_weights_agree_under_zero2_and_are_refused_under_zero3(recipe, tmp_path):
     averaged = ("--training.ema", "0.9", "--training.checkpoint_steps", "10")
     run_alone(*program(recipe, tmp_path / "alone"), *averaged).check()
