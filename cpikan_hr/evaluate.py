@@ -33,6 +33,8 @@ def evaluate(trained: Trained, reference: Source, file_bytes: int) -> dict:
         total += [error.sum(), np.square(error).sum(), np.square(truth).sum()]
         count += truth.size
         low, high = min(low, truth.min(initial=math.inf)), max(high, truth.max(initial=-math.inf))
+    if not count:
+        raise UserError(f"reference {reference.name}: no finite pixel to compare with; give another")
     offset = total[0] / count if getattr(recipe.problem, "remove_offset", False) else 0.0
     squared = max(total[1] / count - (2 * offset * total[0] / count - offset**2), 0.0)
     kind = np.dtype(reference.dtype)
@@ -71,13 +73,13 @@ def similarity(field: Field, reference: Source, shape: tuple[int, int], offset: 
     total, count = 0.0, 0
     for (above, rows), truth, value in strips(field, reference, shape, HALO):
         known = np.isfinite(truth)
-        value = np.where(known, value - offset, 0)
-        truth = np.where(known, truth, 0)
+        value = np.where(known, value.astype(np.float64) - offset, 0)
+        truth = np.where(known, truth, 0).astype(np.float64)
         if len(truth) < 2 * HALO + 1:
             continue
         _, each = structural_similarity(truth, value, data_range=full, channel_axis=2, full=True)
-        inner = each[above : above + rows][known[above : above + rows]]
-        total, count = total + float(inner.sum(dtype=np.float64)), count + inner.size
+        inner = each[above : above + rows][known[above : above + rows]].clip(-1, 1)  # beyond it is rounding
+        total, count = total + float(inner.sum()), count + inner.size
     return total / max(count, 1)
 
 

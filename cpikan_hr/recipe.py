@@ -58,6 +58,11 @@ Problem = Annotated[ImageProblem | InterferometryProblem, Field(discriminator="k
 InputMap = Literal["tanh", "identity", "sine"]
 
 
+def _check_hidden(hidden: list[int]) -> None:
+    if not all(1 <= width <= 65536 for width in hidden):
+        raise ValueError(f"`hidden` {hidden}: a layer has from 1 to 65536 units")
+
+
 class CPIKANNetwork(Section):
     """Scaled-cPIKAN: Chebyshev-KAN layers on local coordinates in [-1, 1]."""
 
@@ -77,6 +82,16 @@ class CPIKANNetwork(Section):
         description="published Xavier normal, ChebyKAN's, or Glorot-like from the basis' second moments",
     )
 
+    @model_validator(mode="after")
+    def _layers(self) -> "CPIKANNetwork":
+        _check_hidden(self.hidden)
+        degrees, layers = [self.degree] if isinstance(self.degree, int) else self.degree, len(self.hidden) + 1
+        if isinstance(self.degree, list) and len(degrees) != layers:
+            raise ValueError(f"`degree` {degrees}: give one number, or one for each of the {layers} layers")
+        if not all(1 <= degree <= 64 for degree in degrees):
+            raise ValueError(f"`degree` {self.degree}: a degree is from 1 to 64")
+        return self
+
 
 class SIRENNetwork(Section):
     """Sine network (Sitzmann et al. 2020)."""
@@ -86,6 +101,13 @@ class SIRENNetwork(Section):
     first_omega: float = Field(30.0, gt=0, description="frequency of the first layer")
     hidden_omega: float = Field(30.0, gt=0, description="frequency of the other layers")
 
+    @model_validator(mode="after")
+    def _layers(self) -> "SIRENNetwork":
+        if not self.hidden:
+            raise ValueError("`hidden`: siren needs at least one hidden layer, e.g. [64]")
+        _check_hidden(self.hidden)
+        return self
+
 
 class FourierMLPNetwork(Section):
     """MLP on NeRF positional encoding (Mildenhall et al. 2020)."""
@@ -94,6 +116,11 @@ class FourierMLPNetwork(Section):
     hidden: list[int] = Field([64, 64], description="widths of the hidden layers")
     bands: int = Field(6, ge=0, le=24, description="octaves of the encoding, 2^k pi")
     activation: Literal["tanh", "silu", "gelu"] = Field("silu", description="activation of the hidden layers")
+
+    @model_validator(mode="after")
+    def _layers(self) -> "FourierMLPNetwork":
+        _check_hidden(self.hidden)
+        return self
 
 
 class Chebyshev2DNetwork(Section):
@@ -107,7 +134,9 @@ class Chebyshev2DNetwork(Section):
         "sine", description="sine: orthogonal on pixels; identity: polynomials"
     )
     sparse: bool = Field(
-        False, description="each tile keeps the terms that stand out (see `start` and `target`), no others"
+        False,
+        description="each tile keeps the terms that stand out (see `start` and `target`), no others; "
+        "needs `degree: null`",
     )
 
 
@@ -145,7 +174,10 @@ class LevelOptions(Section):
             raise ValueError("`tile` is at least 2 px")
         if strides is not None and any(large != 2 * small for large, small in zip(strides, strides[1:], strict=False)):
             raise ValueError("`tile`: each stride of a quadtree is half the one before, e.g. [64, 32, 16, 8]")
-        adaptive = self.grow or getattr(self.network, "sparse", False)
+        sparse = getattr(self.network, "sparse", False)
+        adaptive = self.grow or sparse
+        if sparse and self.network.degree is not None:
+            raise ValueError("`sparse` chooses among as many terms as the tile has pixels: give `degree: null`")
         if self.grow and (self.network.kind not in ("cpikan", "siren") or len(self.network.hidden) != 1):
             raise ValueError("`grow` needs cpikan or siren with one hidden layer, e.g. hidden: [6]")
         if strides is not None and len(strides) > 1 and not adaptive:
@@ -216,7 +248,12 @@ class TargetOptions(Section):
     psnr: float | None = Field(None, gt=0, description="dB, over the full range of 8/16-bit pictures (1 for floats)")
     rmse: float | None = Field(None, gt=0, description="in the unit of the field")
     params_per_px: float | None = Field(None, gt=0, description="most parameters per pixel and channel")
-    seconds: float | None = Field(None, gt=0, description="wall time of the whole run: sweeps and training end with it")
+    seconds: float | None = Field(
+        None,
+        gt=0,
+        description="wall time of the whole run: passes, sweeps and training end with it; "
+        "alone, it allows 0.25 parameters per pixel and channel",
+    )
 
 
 class BatchOptions(Section):
@@ -265,6 +302,19 @@ class Recipe(Section):
     target: TargetOptions = TargetOptions()
     batch: BatchOptions = BatchOptions()
     training: TrainingOptions = TrainingOptions()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Recipe":
+        if not any(level.grow for level in self.field.levels):
+            for key, given in (
+                ("start.sweeps", self.start.sweeps),
+                ("training.sweep_every", self.training.sweep_every),
+            ):
+                if given:
+                    raise ValueError(f"'{key}': sweeps are over grown tiles, and no level has `grow: true`")
+        if self.problem.kind == "interferometry" and self.target.psnr is not None:
+            raise ValueError("'target.psnr': heights have no full range: give target.rmse in nm")
+        return self
 
 
 # ---------------------------------------------------------------- loading
@@ -359,7 +409,7 @@ def _explain(error: ValidationError) -> str:
         return f"'{key}.kind' must be one of {item.get('ctx', {}).get('expected_tags', 'the known kinds')}"
     message = item["msg"].removeprefix("Value error, ")
     value = "" if isinstance(item["input"], dict | list) else f", not {item['input']!r}"
-    return f"'{key}': {message[0].lower()}{message[1:]}{value}"
+    return f"'{key}': {message[0].lower()}{message[1:]}{value}" if key else message
 
 
 def _members(annotation: Any) -> list[type[Section]]:

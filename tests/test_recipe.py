@@ -42,6 +42,10 @@ def test_options_of_the_command_line_override_the_file():
         (["--field.levels.0.tile", "[32, 12]"], "half the one before"),
         (["--field.levels.0.overlap", "0.3"], "even number of px"),
         (["--field.levels.0.grow", "true"], "`grow` needs"),
+        (["--field.levels.0.network.degree", "4"], "give `degree: null`"),
+        (["--start.sweeps", "1"], "'start.sweeps': sweeps are over grown tiles"),
+        (["--training.sweep_every", "5"], "'training.sweep_every': sweeps are over grown tiles"),
+        (["--target.psnr", "40"], "give target.rmse in nm"),
         (["--training.steps"], "needs a value"),
         (["steps", "3"], "is not an option"),
     ],
@@ -50,6 +54,62 @@ def test_mistakes_are_one_line_that_names_the_key(words, expected):
     with pytest.raises(UserError) as caught:
         load_recipe(WAFER, words)
     assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+CPIKAN = {"kind": "cpikan", "hidden": [6, 5], "degree": [4, 3, 2]}
+LAYERS = [
+    (CPIKAN | {"degree": [4]}, "one for each of the 3 layers"),
+    (CPIKAN | {"degree": [4, 3, 2, 1]}, "one for each of the 3 layers"),
+    (CPIKAN | {"degree": []}, "one for each of the 3 layers"),
+    (CPIKAN | {"degree": [4, 0, 2]}, "a degree is from 1 to 64"),
+    (CPIKAN | {"degree": 65}, "a degree is from 1 to 64"),
+    (CPIKAN | {"degree": -1}, "a degree is from 1 to 64"),
+    (CPIKAN | {"hidden": [6, 0]}, "a layer has from 1"),
+    (CPIKAN | {"hidden": [-1, 6]}, "a layer has from 1"),
+    ({"kind": "siren", "hidden": []}, "at least one hidden layer"),
+    ({"kind": "siren", "hidden": [0]}, "a layer has from 1"),
+    ({"kind": "siren", "hidden": [8, -1]}, "a layer has from 1"),
+    ({"kind": "fourier_mlp", "hidden": [0]}, "a layer has from 1"),
+    ({"kind": "chebyshev2d", "sparse": True}, "give `degree: null`"),
+    ({"kind": "chebyshev2d", "sparse": True, "degree": 15}, "give `degree: null`"),
+]
+GROWING = [
+    ({"kind": "cpikan", "hidden": [6], "degree": [4]}, "one for each of the 2 layers"),
+    ({"kind": "cpikan", "hidden": [6], "degree": [4, 2, 3]}, "one for each of the 2 layers"),
+    ({"kind": "cpikan", "hidden": [-1]}, "a layer has from 1"),
+    ({"kind": "cpikan", "hidden": [0]}, "a layer has from 1"),
+    ({"kind": "siren", "hidden": [0]}, "a layer has from 1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("network", "expected", "grow"), [(*case, False) for case in LAYERS] + [(*case, True) for case in GROWING], ids=str
+)
+def test_layers_that_cannot_be_built_are_refused_by_name(network, expected, grow):
+    with pytest.raises(UserError) as caught:
+        load_recipe(WAFER, [f"--field.levels=[{{tile: 16, overlap: 0.25, grow: {grow}, network: {network}}}]"])
+    assert "field.levels.0" in str(caught.value) and expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("degree", [1, 64, [4, 3, 2]])
+def test_layers_within_their_bounds_are_taken(degree):
+    network = {"kind": "cpikan", "hidden": [6, 5], "degree": degree}
+    recipe = load_recipe(WAFER, [f"--field.levels=[{{tile: 16, network: {network}}}]"])
+    assert recipe.field.levels[0].network.degree == degree
+
+
+@pytest.mark.parametrize("words", [["--start.sweeps", "2"], ["--training.sweep_every", "5"]])
+def test_sweeps_are_for_fields_with_a_level_that_grows(words):
+    load_recipe(WAFER.with_name("image_cpikan.yaml"), words)
+    with pytest.raises(UserError, match="sweeps are over grown tiles"):
+        load_recipe(WAFER.with_name("image.yaml"), words)
+
+
+def test_a_psnr_is_for_pictures_and_null_takes_it_away():
+    image = WAFER.with_name("image.yaml")
+    assert load_recipe(image).target.psnr == 42
+    assert load_recipe(image, ["--target.psnr", "null"]).target.psnr is None
+    assert load_recipe(WAFER, ["--target.rmse", "2.5"]).target.rmse == 2.5
 
 
 def test_a_missing_or_broken_file_is_a_user_error(tmp_path):
@@ -88,7 +148,8 @@ def test_every_shipped_recipe_runs_and_ends_nearer_to_the_data_than_their_mean(p
     elif not (request.config.rootpath / ".." / "shared" / "data" / "zernike_psi_12frame").is_dir():
         pytest.skip("the mirror's frames are not in ../shared/data/zernike_psi_12frame")
     assert train(words) == 0
-    losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
     trained = load_field(run)
     assert len(losses) == 3 and np.isfinite(losses).all()
     assert trained.about["levels"][-1]["rmse"] < 0.5 * float(trained.field.spread.square().sum().sqrt())

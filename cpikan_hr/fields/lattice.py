@@ -28,6 +28,14 @@ class Span:
     def pick(self, part: slice | Tensor) -> "Span":
         return Span(self.tiles[part], self.first[part], self.count[part], self.local[part], self.windows[:, part])
 
+    def cut(self, size: int) -> Iterator["Span"]:
+        """The same tiles on so many of their coordinates after the other."""
+        for start in range(0, self.local.shape[1], size):
+            part = slice(start, start + size)
+            local, windows = self.local[:, part], self.windows[:, :, part]
+            count = (self.count - start).clamp(0, local.shape[1])
+            yield Span(self.tiles, self.first + start, count, local, windows)
+
     def uniform_step(self) -> int | None:
         """Coordinates from one of these tiles to the next in number, if all see alike; None where they do not."""
         if len(self.tiles) < 2 or not bool((self.count == self.count[0]).all()):
@@ -84,8 +92,7 @@ def add_lattice(level, out: Tensor, ys: Tensor, xs: Tensor, order: str) -> None:
             continue
         some, slots = (columns, slots) if active.all() else (columns.pick(active), slots[active])
         one = rows.pick(slice(i, i + 1))
-        height = int(one.count)
-        target = out[:, int(one.first) : int(one.first) + height]
+        target = _rows_of(out, one)
         share = max(1, level.chunk // (one.local.shape[1] * some.local.shape[1] * len(out)))
         if separable:  # one basis along x serves a run of tiles
             pieces = [(part, slots[begin : begin + len(part.tiles)], step) for begin, part, step in runs(some)]
@@ -97,11 +104,30 @@ def add_lattice(level, out: Tensor, ys: Tensor, xs: Tensor, order: str) -> None:
                 seen = part.pick(piece)
                 if separable:
                     values = _separable(level, one, seen, chosen[piece], order, step is not None)
-                    _add(target, values[:, :height], seen, step)
+                    _add(target, values[:, : target.shape[1]], seen, step)
                     continue
-                values = _scattered(level, one, seen, chosen[piece], order)[:, :height]
-                for begin, run, step_of_run in runs(seen):
-                    _add(target, values[..., begin : begin + len(run.tiles), :], run, step_of_run)
+                for strip, cell in _cells(one, seen, max(1, level.chunk // len(out))):
+                    place = _rows_of(out, strip)
+                    values = _scattered(level, strip, cell, chosen[piece], order)[:, : place.shape[1]]
+                    for begin, run, step_of_run in runs(cell):
+                        _add(place, values[..., begin : begin + len(run.tiles), :], run, step_of_run)
+
+
+def _rows_of(out: Tensor, row: Span) -> Tensor:
+    """What a row of tiles, one tile along y, adds to."""
+    return out[:, int(row.first) : int(row.first) + int(row.count)]
+
+
+def _cells(row: Span, columns: Span, points: int) -> Iterator[tuple[Span, Span]]:
+    """One tile in parts of at most so many points. Several tiles come in one part: they were counted before."""
+    height, width = row.local.shape[1], columns.local.shape[1]
+    if len(columns.tiles) > 1 or height * width <= points:
+        yield row, columns
+        return
+    width = min(width, points)
+    for strip in row.cut(points // width):
+        for cell in columns.cut(width):
+            yield strip, cell
 
 
 def _add(target: Tensor, values: Tensor, columns: Span, step: int | None) -> None:

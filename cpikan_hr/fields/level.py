@@ -81,6 +81,10 @@ class Level(nn.Module):
         found = torch.searchsorted(self.active, wanted).clamp(max=len(self.active) - 1)
         return torch.where(self.active[found] == wanted, found, -1)
 
+    def tile_of(self, slot: int) -> int:
+        """Number in the grid of the tile that has this index in the network."""
+        return slot if self.active is None else int(self.active[slot])
+
     def mean_of(self, slots: Tensor) -> Tensor:
         return self.mean[slots] if self.per_tile else self.mean
 

@@ -12,6 +12,13 @@ from cpikan_hr.jets import Jet
 from cpikan_hr.problems.base import Problem, Target, smoothness
 from cpikan_hr.recipe import ImageProblem
 
+STRIP = 2**19  # pixels read at once where only every stride-th is kept
+
+
+def strip_rows(height: int, width: int, stride: int) -> int:
+    """Rows of a window to read at a time, a multiple of its stride; all of them where every pixel is kept."""
+    return height if stride == 1 else stride * max(1, STRIP // (stride * width))
+
 
 class Image(Problem):
     """Mean squared error of the samples, over the squared full range of the format."""
@@ -28,7 +35,11 @@ class Image(Problem):
         self.full_range = float(np.iinfo(self.source.dtype).max) if self.source.dtype.kind == "u" else 1.0
 
     def target(self, y0: int, y1: int, x0: int, x1: int, stride: int = 1) -> Target:
-        values = self._read(y0, y1, x0, x1)[::stride, ::stride].astype(np.float32)
+        rows = strip_rows(y1 - y0, x1 - x0, stride)
+        strips = [
+            self._read(y, min(y + rows, y1), x0, x1)[::stride, ::stride].astype(np.float32) for y in range(y0, y1, rows)
+        ]
+        values = strips[0] if len(strips) == 1 else np.concatenate(strips)
         return Target(values, np.ones(values.shape[:2], np.float32), None)
 
     def samples(self, y0, y1, x0, x1, iy, ix) -> dict[str, np.ndarray]:

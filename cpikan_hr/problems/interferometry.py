@@ -17,6 +17,7 @@ from cpikan_hr.errors import UserError
 from cpikan_hr.jets import Jet
 from cpikan_hr.problems.base import Problem, Target, smoothness
 from cpikan_hr.problems.decode import decode_single, decode_window
+from cpikan_hr.problems.image import strip_rows
 from cpikan_hr.recipe import InterferometryProblem
 
 
@@ -42,6 +43,11 @@ class Interferometry(Problem):
         self.unwrapped = decode_single(self.stack) if self.stack.J == 1 else None
 
     def target(self, y0: int, y1: int, x0: int, x1: int, stride: int = 1) -> Target:
+        rows = strip_rows(y1 - y0, x1 - x0, stride)
+        strips = [self._target(y, min(y + rows, y1), x0, x1, stride) for y in range(y0, y1, rows)]
+        return strips[0] if len(strips) == 1 else Target(*map(np.concatenate, zip(*strips, strict=True)))
+
+    def _target(self, y0: int, y1: int, x0: int, x1: int, stride: int) -> Target:
         if self.unwrapped is not None:
             rows, columns = slice(y0, y1, stride), slice(x0, x1, stride)
             decoded = self.unwrapped

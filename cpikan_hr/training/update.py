@@ -21,6 +21,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from cpikan_hr.errors import UserError
+from cpikan_hr.fields import Level
 from cpikan_hr.training.backend import check_optimizer, full_state_dict
 from cpikan_hr.training.ema import WeightAverage
 
@@ -32,8 +33,8 @@ _FINE = 2**62  # code of "nothing wrong here"; codes are compared by MIN, so any
 class NonFinite(UserError):
     """Loss or gradient is NaN or Inf on some rank. Raised on all ranks together, before the update.
 
-    Attributes: step, what ("loss" or "gradient"), parameter (name or None), tile (index in the parameter's first
-    dimension, or None), rank (the lowest one concerned).
+    Attributes: step, what ("loss" or "gradient"), parameter (name or None), tile (its number in the level's grid, or
+    None), rank (the lowest one concerned).
     """
 
     def __init__(self, step: int, what: str, parameter: str | None, tile: int | None, rank: int):
@@ -88,7 +89,7 @@ class Updater:
         self.average = WeightAverage(accelerator, model, ema) if ema else None
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         if accelerator.is_fsdp2:  # it has replaced the parameters by sharded ones
-            self._watch = ShardedGradientWatch(self.model)
+            self._watch = ShardedGradientWatch(self.model, self._watch)
         self._loss_is_finite: Tensor | None = None
         self._micro = 0
         self._overflows = 0
@@ -178,18 +179,24 @@ class GradientWatch:
 
     Works by hooks on the parameters: they see this rank's whole gradient before DDP averages it and before ZeRO
     scatters it, so the tile and the rank are the ones where it happened. A parameter's rows, its first dimension, are
-    its tiles, or what its `tile_of` says.
+    its network's tiles, or what its `tile_of` says; its level knows their numbers in the grid.
     """
 
     def __init__(self, model: nn.Module):
-        self._follow([(name, p) for name, p in model.named_parameters() if p.requires_grad])
+        self._follow(model)
+        levels = [(f"{name}.", module) for name, module in model.named_modules() if isinstance(module, Level)]
+        level_of = {name: level for prefix, level in levels for name in self.names if name.startswith(prefix)}
+        self._tile_of = {
+            name: (getattr(parameter, "tile_of", None), level_of.get(name))
+            for name, parameter in zip(self.names, self._parameters, strict=True)
+        }
         for index, parameter in enumerate(self._parameters):
             parameter.register_hook(lambda gradient, index=index: self._note(index, gradient))
 
-    def _follow(self, parameters: list[tuple[str, nn.Parameter]]) -> None:
+    def _follow(self, model: nn.Module) -> None:
+        parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.names = [name for name, _ in parameters]
         self._parameters = [p for _, p in parameters]
-        self._tile_of = [getattr(p, "tile_of", None) for p in self._parameters]
         self.rows = [p.shape[0] if p.ndim else 1 for p in self._parameters]
         self.clear()
 
@@ -217,9 +224,11 @@ class GradientWatch:
 
     def locate(self, flat_index: int) -> tuple[str, int]:
         """(parameter name, tile) of a flat index of `first_bad`."""
-        for name, rows, tile_of in zip(self.names, self.rows, self._tile_of, strict=True):
+        for name, rows in zip(self.names, self.rows, strict=True):
             if flat_index < rows:
-                return name, tile_of(flat_index) if tile_of else flat_index
+                slot_of, level = self._tile_of[name]
+                slot = slot_of(flat_index) if slot_of else flat_index
+                return name, level.tile_of(slot) if level else slot
             flat_index -= rows
         raise AssertionError("index beyond the last parameter")
 
@@ -228,10 +237,14 @@ class GradientWatch:
 
 
 class ShardedGradientWatch(GradientWatch):
-    """The same for FSDP2, where only the reduced shards of gradients exist (the rank named holds the shard)."""
+    """The same for FSDP2, where only the reduced shards of gradients exist (the rank named holds the shard).
 
-    def __init__(self, model: nn.Module):
-        self._follow([(name, p) for name, p in model.named_parameters() if p.requires_grad])
+    `whole`: the watch of the model before it was sharded, which knows the tiles.
+    """
+
+    def __init__(self, model: nn.Module, whole: GradientWatch):
+        self._follow(model)
+        self._tile_of = whole._tile_of
 
     @torch.no_grad()
     def first_bad(self) -> Tensor:

@@ -1,0 +1,90 @@
+"""A lattice keeps to the chunk, and reads no tile that does not see it."""
+
+import pytest
+import torch
+from test_field import NETWORKS, random_field
+
+from cpikan_hr.fields import Field
+from cpikan_hr.jets import row_count
+from cpikan_hr.recipe import FieldOptions
+
+CHUNK = 1024
+
+
+def spied_on(network, calls: list) -> None:
+    """Notes jet rows x points of all tiles of every call."""
+    network.register_forward_pre_hook(lambda module, arguments: calls.append(arguments[0].rows[..., 0].numel()))
+
+
+@pytest.mark.parametrize("order", ["value", "gradient", "laplacian", "hessian"])
+@pytest.mark.parametrize("shape", [(90, 70), (3, 3000), (3000, 3), (1, 1)], ids=str)
+@pytest.mark.parametrize("network", NETWORKS[:3], ids=lambda network: network["kind"])
+def test_one_large_tile_is_evaluated_chunk_by_chunk(network, shape, order):
+    options = FieldOptions(levels=[{"grid": [1, 1], "network": network}], chunk=CHUNK)
+    field = Field.build(options, shape, 2, seed=1).double()
+    with torch.no_grad():
+        for parameter in field.parameters():
+            parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+    ys, xs = (torch.arange(size, dtype=torch.float64) + 0.5 for size in shape)
+    calls: list[int] = []
+    spied_on(field.levels[0].network, calls)
+    found = field.lattice(ys, xs, order)
+    work = row_count(order, 2) * shape[0] * shape[1]
+    assert max(calls) <= CHUNK and sum(calls) == work and len(calls) <= 4 * work / CHUNK + 1
+    field.levels[0].chunk = 2**30
+    calls.clear()
+    whole = field.lattice(ys, xs, order)
+    assert calls == [work] and (found - whole).norm() <= 1e-12 * whole.norm()
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("spacing", [1.0, 0.23])
+def test_tiles_larger_than_the_chunk_blend_as_points_do(overlap, spacing):
+    levels = [{"grid": [2, 3], "overlap": overlap, "network": NETWORKS[1]}]
+    field = Field.build(FieldOptions(levels=levels, chunk=CHUNK), (70, 150), 1, seed=1).double()
+    with torch.no_grad():
+        for parameter in field.parameters():
+            parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+    calls: list[int] = []
+    spied_on(field.levels[0].network, calls)
+    ys, xs = torch.arange(3, 60, spacing, dtype=torch.float64), torch.arange(10, 140, spacing, dtype=torch.float64)
+    lattice = field.lattice(ys, xs, "laplacian")
+    assert max(calls) <= CHUNK
+    with torch.no_grad():
+        points = field(torch.cartesian_prod(ys, xs), "laplacian").rows.unflatten(1, (len(ys), len(xs))).movedim(-1, 1)
+    assert (points - lattice).norm() <= 1e-12 * lattice.norm()
+
+
+@torch.no_grad()
+def poison(field: Field, points: torch.Tensor) -> tuple[int, int]:
+    """NaN in all parameters, means and scales of tiles that see none of the points; how many were hit and spared."""
+    hit = spared = 0
+    for level in field.levels:
+        _, seen, _ = level.tile_grid.cover(points, "value")
+        far = ~torch.isin(level.active_tiles, seen)
+        hit, spared = hit + int(far.sum()), spared + int((~far).sum())
+        for parameter in level.network.parameters():
+            if hasattr(parameter, "tile_of"):
+                slots = torch.tensor([parameter.tile_of(k) for k in range(len(parameter))], dtype=torch.long)
+                parameter[far[slots]] = float("nan")
+            else:
+                parameter[far] = float("nan")
+        if level.per_tile:
+            level.mean[far] = level.scale[far] = float("nan")
+    return hit, spared
+
+
+@pytest.mark.parametrize("chunk", [CHUNK, 2**20])
+@pytest.mark.parametrize("region", [(10, 18, 60, 75), (0, 5, 0, 5), (35, 40, 140, 150), (20, 21, 0, 150)], ids=str)
+def test_a_region_is_evaluated_without_touching_the_tiles_that_do_not_see_it(region, chunk):
+    field = random_field("quintic", shape=(40, 150))
+    for level in field.levels:
+        level.chunk = chunk
+    y0, y1, x0, x1 = region
+    ys, xs = (torch.arange(*ends, 0.5, dtype=torch.float64) + 0.25 for ends in ((y0, y1), (x0, x1)))
+    points = torch.cartesian_prod(ys, xs)
+    lattice = field.lattice(ys, xs, "laplacian")
+    hit, spared = poison(field, points)
+    assert hit > spared > 0
+    again = field.lattice(ys, xs, "laplacian")
+    assert again.isfinite().all() and torch.equal(again, lattice)
