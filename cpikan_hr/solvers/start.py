@@ -15,7 +15,7 @@ from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Field
 from cpikan_hr.parallel import in_threads
 from cpikan_hr.processes import ALONE, Processes
-from cpikan_hr.recipe import Recipe
+from cpikan_hr.recipe import LevelOptions, Recipe
 from cpikan_hr.solvers.blocks import ReadTarget
 from cpikan_hr.solvers.budget import FULL, SLACK, GrownSample, Sample, wanted_of
 from cpikan_hr.solvers.growth import grow, set_networks
@@ -25,9 +25,12 @@ from cpikan_hr.solvers.sweeps import sweep
 
 ROUNDS = 3  # passes over the picture at most until a target is met, by growing levels
 PASSES = 6  # and by closed-form ones, which are cheap
+RAISES = 10  # passes at ever higher prices at most, where all before took more parameters than allowed
+TIMED = 0.25  # parameters per px and channel at most of sparse levels whose only target is a time
 STRIP = 2**19  # pixels compared at once
 
 Progress = Callable[[str, float], None]
+Passed = Callable[[], tuple[float, float]]  # mean squared error, the level's parameters per px and channel
 
 
 def fit_field(
@@ -42,27 +45,34 @@ def fit_field(
 ) -> list[dict]:
     """Solves all levels in place, alike on all processes. Returns what each level of the recipe contributed.
 
-    `solved` is called with the contributions so far after every level and every sweep.
+    `solved` is called with the contributions so far after every pass over the picture and every sweep: the field is
+    then whole, and stays so until the next call. What `progress` and `solved` raise ends the start and leaves it whole.
     """
     contributions: list[dict] = []
     normalise(field, target, shape, recipe)
     for group, choice in enumerate(recipe.field.levels):
         report = _reporter(progress, f"level {group + 1} of {len(recipe.field.levels)}")
+
+        def passed(group: int = group, choice: LevelOptions = choice) -> tuple[float, float]:
+            error = mean_squared_error(field, group + 1, target, shape, processes)
+            levels = [field.levels[k] for k in field.groups[group]]
+            params = sum(level.count_parameters() for level in levels)
+            contributions[group:] = [{
+                "level": group + 1, "network": choice.network.kind,
+                "tiles": sum(len(level.active_tiles) for level in levels if level.network is not None),
+                "params": params, "rmse": math.sqrt(error),
+            }]  # fmt: skip
+            if solved:
+                solved(contributions)
+            return error, params / (shape[0] * shape[1] * field.mix.shape[0])
+
         if choice.network.kind == "chebyshev2d" and choice.network.sparse:
-            fit_to_target(field, group, target, shape, recipe, full_range, processes, report)
+            fit_to_target(field, group, target, shape, recipe, full_range, processes, report, passed)
         elif choice.grow:
-            grow_to_target(field, group, target, shape, recipe, full_range, processes, report)
+            grow_to_target(field, group, target, shape, recipe, full_range, processes, report, passed)
         else:
             fit_last_layers(field, group, target, shape, recipe.start.ridge, processes, report)
-        levels = [field.levels[k] for k in field.groups[group]]
-        contributions.append({
-            "level": group + 1, "network": choice.network.kind,
-            "tiles": sum(len(level.active_tiles) for level in levels if level.network is not None),
-            "params": sum(level.count_parameters() for level in levels),
-            "rmse": math.sqrt(mean_squared_error(field, group + 1, target, shape, processes)),
-        })  # fmt: skip
-        if solved:
-            solved(contributions)
+            passed()
     for number in range(recipe.start.sweeps):
         report = _reporter(progress, f"sweep {number + 1} of {recipe.start.sweeps}")
         if not sweep_field(field, target, shape, recipe, processes, contributions, report):
@@ -81,17 +91,21 @@ def sweep_field(
     contributions: list[dict] | None = None,
     report: Callable[[float], None] | None = None,
 ) -> bool:
-    """One sweep over every growing level; undone where it does not lower the error. True where it did."""
+    """One sweep over every growing level; undone where it does not lower the error or ends early. True where it did."""
     groups = [k for k, choice in enumerate(recipe.field.levels) if choice.grow]
     before = mean_squared_error(field, len(field.groups), target, shape, processes)
     kept = {name: value.detach().clone() for name, value in field.named_parameters()}
-    for group in groups:
-        sweep(field, group, recipe.field.levels[group], target, shape, processes, report)
-    after = mean_squared_error(field, len(field.groups), target, shape, processes)
-    if after >= before:
-        with torch.no_grad():
-            for name, value in field.named_parameters():
-                value.copy_(kept[name])
+    after = math.inf
+    try:
+        for group in groups:
+            sweep(field, group, recipe.field.levels[group], target, shape, processes, report)
+        after = mean_squared_error(field, len(field.groups), target, shape, processes)
+    finally:
+        if not after < before:
+            with torch.no_grad():
+                for name, value in field.named_parameters():
+                    value.copy_(kept[name])
+    if not after < before:
         return False
     if contributions:
         contributions[-1]["rmse"] = math.sqrt(after)
@@ -121,6 +135,14 @@ def normalise(field: Field, target: ReadTarget, shape: tuple[int, int], recipe: 
             level.mean[:] = mixed.mean(0)
 
 
+def merit(error: float, params: float, wanted: tuple[float | None, float | None]) -> tuple[float, float, float]:
+    """Orders passes, least is best: within the parameters allowed, then the error as wanted, then few parameters."""
+    wanted_error, limit = wanted
+    over = params if limit is not None and params > limit else 0.0
+    missed = error if wanted_error is None or error > wanted_error else 0.0
+    return over, missed, params
+
+
 def fit_to_target(
     field: Field,
     group: int,
@@ -130,36 +152,61 @@ def fit_to_target(
     full_range: float,
     processes: Processes,
     report: Callable[[float], None] | None,
+    passed: Passed,
 ) -> None:
-    """Sparse Chebyshev tiles that meet the target: a price from a sample, then passes over the picture that mend it."""
+    """Sparse Chebyshev tiles that meet the target: a price from a sample, then passes over the picture that mend it.
+
+    The best pass is kept: never more parameters than allowed.
+    """
     sigmas = recipe.start.threshold
     wanted_error, wanted_terms = wanted_of(recipe.target, full_range)
-    above = sum(field.levels[k].count_parameters() for g in field.groups[:group] for k in g)
-    numbers = shape[0] * shape[1] * field.mix.shape[0]
+    if wanted_error is None and wanted_terms is None and recipe.target.seconds is not None:
+        wanted_terms = TIMED
     if wanted_error is None and wanted_terms is None:
         _fit_at(field, group, target, shape, 0.0, sigmas, processes, report)
+        passed()
         return
+    goals = (wanted_error, _left(wanted_terms, field, group, shape))
+    found: list[tuple[tuple, float]] = []  # merit and price of every pass
+
+    def fit(price: float) -> tuple[float, float]:
+        _fit_at(field, group, target, shape, price, sigmas, processes, report)
+        values = passed()
+        found.append((merit(*values, goals), price))
+        return values
+
     sample = Sample(field, group, target, shape, sigmas)
-    goals = (wanted_error, None if wanted_terms is None else max(wanted_terms - above / numbers, 0.0))
-    aims, passes, kept = list(goals), ([], []), None
+    aims, passes = list(goals), ([], [])
     for _ in range(PASSES):
         prices = [0.0 if aim is None else sample.price_for(aim, which) for which, aim in enumerate(aims)]
         price, which = max(prices), int(aims[1] is not None and prices[1] >= prices[0])
-        _fit_at(field, group, target, shape, price, sigmas, processes, report)
-        if which:
-            value = sum(field.levels[k].count_parameters() for k in field.groups[group]) / numbers
-        else:
-            value = mean_squared_error(field, group + 1, target, shape, processes)
+        value = fit(price)[which]
         goal, close = goals[which], (SLACK, FULL)[which]
-        met = value <= goal
-        if met and (kept is None or value > kept[1]):
-            kept = price, value
-        if met and value >= close * goal or any(value == other for _, other in passes[which]):
+        if close * goal <= value <= goal or any(value == other for _, other in passes[which]):
             break  # as wanted; or noise or the number of pixels leave nothing to choose
         passes[which].append((aims[which], value))
         aims[which] = corrected(passes[which], (1 + close) / 2 * goal)
-    if kept and not met:
-        _fit_at(field, group, target, shape, kept[0], sigmas, processes, report)
+    _raise_price(found, fit)
+    if min(found)[1] != found[-1][1]:
+        fit(min(found)[1])
+
+
+def _left(wanted: float | None, field: Field, group: int, shape: tuple[int, int]) -> float | None:
+    """What the levels above leave of the parameters allowed, per px and channel."""
+    if wanted is None:
+        return None
+    above = sum(field.levels[k].count_parameters() for g in field.groups[:group] for k in g)
+    return max(wanted - above / (shape[0] * shape[1] * field.mix.shape[0]), 0.0)
+
+
+def _raise_price(found: list[tuple[tuple, float]], fit: Callable[[float], object]) -> None:
+    """Further passes until one keeps to the parameters allowed. `found`: merit and price, to which `fit` adds."""
+    price = min(found)[1]
+    for k in range(RAISES):
+        if not min(found)[0][0]:
+            return
+        price *= 1 + 0.1 * 2**k
+        fit(price)
 
 
 def corrected(passes: list[tuple[float, float]], goal: float) -> float:
@@ -191,32 +238,49 @@ def grow_to_target(
     full_range: float,
     processes: Processes,
     report: Callable[[float], None] | None,
+    passed: Passed,
 ) -> None:
-    """Grown tiles that meet the target.
+    """Grown tiles that meet the target; the best pass is kept: never more parameters than allowed.
 
     The price comes from ladders on a sample of blocks, which are not fitted twice.
     """
     choice = recipe.field.levels[group]
     wanted_error, wanted_params = wanted_of(recipe.target, full_range)
-    numbers = shape[0] * shape[1] * field.mix.shape[0]
-    above = sum(field.levels[k].count_parameters() for g in field.groups[:group] for k in g)
-    aims = (wanted_error, None if wanted_params is None else max(wanted_params - above / numbers, 0.0))
+    aims = (wanted_error, _left(wanted_params, field, group, shape))
     if aims == (None, None):
         raise UserError("target: growing levels need one: give target.psnr, target.rmse or target.params_per_px")
+    if group and aims[1] == 0:  # nothing is left for this level
+        set_networks(field, group, choice, {})
+        passed()
+        return
     sample = GrownSample(field, group, choice, target, shape, aims, lambda: report and report(0.0))
-    for number in range(ROUNDS + 2):  # the last two only where the target is still missed
-        mine = grow(
-            field, group, choice, target, shape, sample.price, processes.rank, processes.ranks, sample.known, report
-        )
+    found: list[tuple[tuple, float]] = []  # merit and price of every pass
+    best: dict = {}
+
+    def fit(price: float) -> tuple[float, float]:
+        nonlocal best
+        mine = grow(field, group, choice, target, shape, price, processes.rank, processes.ranks, sample.known, report)
         pieces: dict = {}
         for share in processes.gather(mine):
-            for key, found in share.items():
-                pieces.setdefault(key, []).extend(found)
+            for key, piece in share.items():
+                pieces.setdefault(key, []).extend(piece)
         set_networks(field, group, choice, pieces)
-        params = sum(field.levels[k].count_parameters() for k in field.groups[group]) / numbers
-        error = mean_squared_error(field, group + 1, target, shape, processes)
+        values = passed()
+        found.append((merit(*values, aims), price))
+        if min(found) == found[-1]:
+            best = pieces
+        return values
+
+    for number in range(ROUNDS + 2):  # the last two only where the target is still missed
+        error, params = fit(sample.price)
         if number >= ROUNDS - 1 and sample.met(error, params) or not sample.refine(error, params):
-            return
+            break
+    _raise_price(found, fit)
+    if min(found)[0][0] and group:  # not even the coarsest tiles fit into what is left
+        best = {}
+    if not best or min(found) != found[-1]:
+        set_networks(field, group, choice, best)
+        passed()
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
@@ -70,6 +71,8 @@ def choose(run: Path, resume: str) -> Path | None:
 
 def load(updater: Updater, checkpoint: Path) -> None:
     """Collective. Restores weights, optimizer state and step."""
+    model = updater.accelerator.unwrap_model(updater.model)
+    completed = model.register_load_state_dict_pre_hook(_with_empty_buffers)
     try:
         load_state(updater, checkpoint)
     except UserError:
@@ -79,4 +82,13 @@ def load(updater: Updater, checkpoint: Path) -> None:
         raise UserError(
             f"{checkpoint}: cannot be resumed from ({told[:200]}); remove it, or give another --resume"
         ) from error
+    finally:
+        completed.remove()
     updater.steps = int(checkpoint.name[5:])
+
+
+def _with_empty_buffers(model: torch.nn.Module, state: dict, prefix: str, *_) -> None:
+    """Accelerate takes empty tensors (leaf sizes without a tile) for shared ones, and saves only the first."""
+    for name, buffer in model.named_buffers():
+        if not buffer.numel():
+            state.setdefault(prefix + name, buffer)

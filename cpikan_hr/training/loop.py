@@ -30,7 +30,7 @@ from cpikan_hr.solvers.optimizers import build_optimizer, rate
 from cpikan_hr.solvers.start import fit_field, normalise, sweep_field
 from cpikan_hr.training import checkpoints
 from cpikan_hr.training.backend import make_accelerator
-from cpikan_hr.training.display import Preview, StartBar, contribution_table
+from cpikan_hr.training.display import Preview, StartBar, contribution_table, described, missed
 from cpikan_hr.training.stopping import Stop, Stopped
 from cpikan_hr.training.trackers import Tracker
 from cpikan_hr.training.update import Updater
@@ -53,19 +53,26 @@ def train(recipe: Recipe) -> Path:
         )
     processes = checkpoints.processes_of(accelerator)
     with processes.together():
+        if options.sweep_every and not whole_weights(accelerator):
+            raise UserError(
+                "training.sweep_every needs plain weights on every process: launch with cpu, single_gpu or ddp, "
+                "or leave it out"
+            )
         problem = build_problem(recipe)
         checkpoint = checkpoints.choose(run, recipe.resume)
         check_run(run, recipe, checkpoint)
 
     def holds_training() -> bool:
-        return (run / "metrics.jsonl").exists() or bool(checkpoints.complete(run))
+        metrics = run / "metrics.jsonl"
+        return metrics.exists() and '"loss"' in metrics.read_text() or bool(checkpoints.complete(run))
 
     with created_folder(run, keep=holds_training) if accelerator.is_main_process else nullcontext():
         with Stop(recipe.target.seconds, began) as stop:
             fit(recipe, run, problem, accelerator, processes, checkpoint, began, stop)
     accelerator.end_training()
-    if stop.interrupted:
-        raise Interrupted(f"interrupted: {run} holds the field so far; render it, or resume it")
+    if stop.signalled or stop.interrupted:
+        resume = ", or resume it" if checkpoints.complete(run) else ""
+        raise Interrupted(f"interrupted: {run} holds the field so far; render it{resume}")
     return run
 
 
@@ -104,7 +111,7 @@ def fit(
     with processes.together():
         if accelerator.is_main_process:
             begin_run(run, recipe, about, None if checkpoint else start)
-    run_steps(updater, problem, recipe, run, stop, preview)
+    run_steps(updater, problem, recipe, run, stop, preview, [] if checkpoint else levels)
     state = updater.weights()
     with processes.together():
         if accelerator.is_main_process:
@@ -115,11 +122,12 @@ def fit(
 
 
 def check_run(run: Path, recipe: Recipe, checkpoint: Path | None) -> None:
-    """Refuses to mix a different recipe into an existing run."""
+    """Refuses to mix a different recipe into an existing run, or to replace its field by that of another."""
     resolved = run / "recipe.yaml"
-    if checkpoint is not None and resolved.exists() and _identity(resolved) != _identity_of(recipe):
+    replaced = recipe.resume == "auto" and (run / "field.safetensors").exists()
+    if (checkpoint or replaced) and resolved.exists() and _identity(resolved) != _identity_of(recipe):
         raise UserError(
-            f"{resolved}: the run was begun with another field, problem or batch; "
+            f"{resolved}: the run was begun with another field, problem, start, target or batch; "
             "give another output, or --resume never"
         )
 
@@ -160,7 +168,7 @@ def begin_field(
 ) -> tuple[Field, list[dict]]:
     """A new field with its levels solved, or only normalised; and what each level contributed.
 
-    Ctrl-C and the end of `target.seconds` leave the levels solved so far.
+    Ctrl-C and the end of `target.seconds` leave what is solved so far: the levels, the present one as of its last pass.
     """
     field = Field.build(recipe.field, problem.shape, problem.channels, recipe.training.seed).to(processes.device)
     if not recipe.start.enabled:
@@ -173,24 +181,33 @@ def begin_field(
         bar(label, fraction)
         if stop.asked and levels and processes.ranks == 1:
             raise Stopped
-        if stop.interrupted and not levels and processes.ranks == 1:
+        if stop.signalled and not levels and processes.ranks == 1:
             raise KeyboardInterrupt  # nothing is solved that could be kept
 
     def solved(contributions: list[dict]) -> None:
         levels[:] = contributions
-        preview.draw(field, force=True)
+        bar.show(levels, problem)
+        preview.draw(field, pause=2)
         if stop.agreed(processes):
             raise Stopped
 
     with suppress(Stopped), closing(bar):
         fit_field(field, problem.target, problem.shape, recipe, problem.full_range, processes, progress, solved)
+    preview.draw(field, pause=0)
     if preview.enabled:
         print(contribution_table(levels, problem), flush=True)
+        for line in [] if stop.signalled or stop.interrupted else missed(levels, problem, recipe.target):
+            print(line, flush=True)
     return field, levels
 
 
-def run_steps(updater: Updater, problem: Problem, recipe: Recipe, run: Path, stop: Stop, preview: Preview) -> None:
-    """Updates until `training.steps`, reading the next micro-batch while the present one is computed."""
+def run_steps(
+    updater: Updater, problem: Problem, recipe: Recipe, run: Path, stop: Stop, preview: Preview, levels: list[dict]
+) -> None:
+    """Updates until `training.steps`, reading the next micro-batch while the present one is computed.
+
+    `levels`: contributions of a start that this run made itself.
+    """
     options, batch, accelerator = recipe.training, recipe.batch, updater.accelerator
     sampler = PixelSampler(problem.shape, batch.blocks, batch.size, batch.stride, options.seed)
     shares = accelerator.num_processes * options.accumulate
@@ -201,15 +218,11 @@ def run_steps(updater: Updater, problem: Problem, recipe: Recipe, run: Path, sto
 
     processes, whole = checkpoints.processes_of(accelerator), whole_weights(accelerator)
     field = accelerator.unwrap_model(updater.model) if whole else None
-    if options.sweep_every and not whole:
-        raise UserError(
-            "training.sweep_every needs plain weights on every process: launch with cpu, single_gpu or ddp, "
-            "or leave it out"
-        )
     tracker = Tracker(run, options.steps, updater.steps, accelerator.is_main_process)
     saved_at = time.perf_counter()
     last = options.steps * options.accumulate
     with closing(tracker), ThreadPoolExecutor(1) as reader:
+        tracker.start([described(row, problem) for row in levels])
         number = updater.steps * options.accumulate
         coming = reader.submit(read, number) if number < last else None
         while updater.steps < options.steps and not stop.agreed(processes):
@@ -241,6 +254,8 @@ def run_steps(updater: Updater, problem: Problem, recipe: Recipe, run: Path, sto
             if due(updater, options, saved_at):
                 checkpoints.save(updater, run, options.keep)
                 saved_at = time.perf_counter()
+    if stop.interrupted and 0 < updater.steps < options.steps:
+        checkpoints.save(updater, run, options.keep)  # so that it can be resumed
 
 
 def whole_weights(accelerator: Accelerator) -> bool:

@@ -22,26 +22,28 @@ class Stop:
     """Asked by a signal or by the clock. Use as a context manager around the run."""
 
     def __init__(self, seconds: float | None, began: float):
-        self.interrupted = False
+        self.signalled = False  # this process, by Ctrl-C
+        self.interrupted = False  # any process, as far as all have agreed
         self._deadline = None if seconds is None else began + seconds
         self._previous = None
 
     @property
     def asked(self) -> bool:
         """On this process."""
-        return self.interrupted or (self._deadline is not None and time.perf_counter() > self._deadline)
+        return self.signalled or (self._deadline is not None and time.perf_counter() > self._deadline)
 
     def agreed(self, processes: Processes) -> bool:
-        """Collective. Whether any process is asked to stop."""
-        flag = torch.tensor(int(self.asked), device=processes.device)
+        """Collective. Whether any process is asked to stop; `interrupted` then says whether by Ctrl-C, on all alike."""
+        flag = torch.tensor(2 if self.signalled else int(self.asked), device=processes.device)
         if processes.ranks > 1:
             torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        self.interrupted = int(flag) == 2
         return bool(flag)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.interrupted:
+        if self.signalled:
             raise KeyboardInterrupt
-        self.interrupted = True
+        self.signalled = True
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():

@@ -38,13 +38,28 @@ class Tracker:
             return
         per_second = self.pixels / max(time.perf_counter() - self.began, 1e-9)
         values = {**values, "px_per_s": per_second}
+        self._append({"step": step, **values})
+        self._event(values, step)
+        shown = {name: f"{value:.4g}" for name, value in values.items() if name not in ("lr", "grad_norm", "px_per_s")}
+        self.bar.set_postfix(shown | {"px/s": f"{per_second:.3g}"})
+
+    def start(self, levels: list[dict]) -> None:
+        """What each level of the start contributed: lines of step 0, which have a level and no loss."""
+        if not self.enabled:
+            return
+        for row in levels:
+            self._append({"step": 0, **row})
+            figures = {name: value for name, value in row.items() if name in ("rmse", "psnr_db", "params")}
+            self._event({f"start/level_{row['level']}/{name}": value for name, value in figures.items()}, 0)
+
+    def _append(self, line: dict) -> None:
         with writing(self.path), self.path.open("a") as lines:
-            lines.write(json.dumps({"step": step, **values}) + "\n")
+            lines.write(json.dumps(line) + "\n")
+
+    def _event(self, values: dict[str, float], step: int) -> None:
         with writing(self.path.with_name("tensorboard")):
             for name, value in values.items():
                 self.events.add_scalar(name, value, step)
-        shown = {name: f"{value:.4g}" for name, value in values.items() if name not in ("lr", "grad_norm", "px_per_s")}
-        self.bar.set_postfix(shown | {"px/s": f"{per_second:.3g}"})
 
     def close(self) -> None:
         if self.enabled:

@@ -9,7 +9,19 @@ import time
 
 import numpy as np
 import pytest
-from cases import GROWN, ROOT, SPARSE, mean_square, natural, psnr, recipe_of, rendered, write_recipe
+from cases import (
+    GROWN,
+    ROOT,
+    SPARSE,
+    field_of,
+    mean_square,
+    natural,
+    psnr,
+    reader,
+    recipe_of,
+    rendered,
+    write_recipe,
+)
 from PIL import Image
 
 from cpikan_hr.cli import main as cli
@@ -17,6 +29,7 @@ from cpikan_hr.data.synth import synth
 from cpikan_hr.fields import Field
 from cpikan_hr.problems import build_problem
 from cpikan_hr.recipe import parse_recipe
+from cpikan_hr.solvers import budget, start
 from cpikan_hr.solvers.start import fit_field
 from cpikan_hr.train import main as train
 from cpikan_hr.training.weights import load_field
@@ -114,6 +127,93 @@ def test_ctrl_c_while_a_level_grows_keeps_the_level_before(tmp_path):
     assert np.asarray(Image.open(tmp_path / "out.png")).shape == (256, 256, 3)
 
 
+@pytest.mark.parametrize(("levels", "passing"), [([QUADTREE], "_fit_at"), ([GROWING], "grow")], ids=["sparse", "grown"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_ctrl_c_within_the_first_level_keeps_the_last_pass(
+    levels, passing, number, picture, tmp_path, monkeypatch, capsys
+):
+    path, pixels = picture
+    recipe, run = recipe_of(levels, str(path), target={"psnr": 26}), tmp_path / "run"
+    solve, calls = getattr(start, passing), []
+
+    def interrupted_solve(*args):
+        calls.append(args)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGINT)
+        return solve(*args)
+
+    monkeypatch.setattr(start, passing, interrupted_solve)
+    assert train(["--config", str(write_recipe(tmp_path / "recipe.yaml", recipe)), "--output", str(run)]) == 130
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert len(calls) == number and "interrupted" in said and "Traceback" not in said
+    if number == 1:
+        assert not run.exists()
+        return
+    assert said.endswith("render it")
+    field, _, about = load_field(run)
+    (row,) = about["levels"]
+    assert row["params"] == field.count_parameters() and (run / "preview.png").exists()
+    assert row["rmse"] ** 2 == pytest.approx(mean_square(rendered(field, (96, 96)), pixels), rel=1e-3)
+    assert psnr(rendered(field, (96, 96)), pixels) > 24
+    assert cli(["render", str(run), "--out", str(tmp_path / "out.png")]) == 0
+    assert np.asarray(Image.open(tmp_path / "out.png")).shape == (96, 96, 3)
+
+
+@pytest.mark.parametrize("levels", [[QUADTREE], [GROWING], [QUADTREE, GROWING]], ids=["sparse", "grown", "both"])
+@pytest.mark.parametrize("limit", [0.02, 0.06])
+def test_a_start_never_takes_more_parameters_than_allowed(levels, limit):
+    """With samples that understate what the whole picture takes, at that."""
+    pixels = natural("astronaut", 0, 160, 96)
+    field = field_of(levels, pixels)
+    rows = fit_field(
+        field, reader(pixels), (96, 96), recipe_of(levels, target={"psnr": 60, "params_per_px": limit}), 255.0
+    )
+    assert 0.8 * limit < field.count_parameters() / pixels.size <= limit
+    assert rows[-1]["rmse"] ** 2 == pytest.approx(mean_square(rendered(field, (96, 96)), pixels), rel=1e-3)
+
+
+@pytest.mark.parametrize("levels", [[QUADTREE], [GROWING]], ids=["sparse", "grown"])
+def test_a_wrong_sample_does_not_lead_beyond_the_parameters_allowed(levels, monkeypatch):
+    pixels = natural("astronaut", 0, 160, 96)
+    monkeypatch.setattr(budget.Sample, "price_for", lambda *args: 1.0)  # far too low, whatever is asked
+    monkeypatch.setattr(budget.GrownSample, "_price", lambda self: 1.0 + self.fitted_at)
+    field = field_of(levels, pixels)
+    fit_field(field, reader(pixels), (96, 96), recipe_of(levels, target={"params_per_px": 0.05}), 255.0)
+    assert 0 < field.count_parameters() / pixels.size <= 0.05
+
+
+@pytest.mark.parametrize("levels", [[QUADTREE], [GROWING]], ids=["sparse", "grown"])
+def test_the_best_pass_is_kept(levels):
+    pixels, told = natural("camera", 0, 100, 128), []
+    field, recipe = field_of(levels, pixels), recipe_of(levels, target={"psnr": 28})
+    rows = fit_field(field, reader(pixels), (128, 128), recipe, 255.0, solved=lambda rows: told.append(rows[-1].copy()))
+    wanted = 255 * 10 ** (-28 / 20)
+    reached = [row for row in told if row["rmse"] <= wanted] or told
+    assert len(told) > 1 and rows[-1]["params"] == min(row["params"] for row in reached)
+    assert field.count_parameters() == rows[-1]["params"]
+
+
+def test_what_the_target_misses_is_told_in_one_line(picture, tmp_path, capsys):
+    path, _ = picture
+    recipe = recipe_of([QUADTREE], str(path), target={"psnr": 42, "rmse": 1, "params_per_px": 0.05})
+    words = ["--config", str(write_recipe(tmp_path / "recipe.yaml", recipe)), "--output", str(tmp_path / "run")]
+    assert train(words) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: target")]
+    assert len(notes) == 2
+    assert notes[0].startswith("note: target.psnr 42 was not reached by the start: 3") and " dB at 0.04" in notes[0]
+    assert notes[1].startswith("note: target.rmse 1 was not reached by the start: ")
+    assert train([*words, "--resume", "never", "--target", "{psnr: 30}"]) == 0
+    assert "note: target" not in capsys.readouterr().out
+
+
+def test_a_target_of_time_alone_limits_the_size_of_sparse_levels():
+    rng = np.random.default_rng(0)
+    pixels = rng.uniform(0, 255, (64, 64, 1)).astype(np.float32)  # noise: every term pays alike
+    field = field_of([QUADTREE], pixels)
+    fit_field(field, reader(pixels), (64, 64), recipe_of([QUADTREE], target={"seconds": 100}), 255.0)
+    assert 0.2 < field.count_parameters() / pixels.size <= 0.25
+
+
 def test_a_run_ends_with_its_time_and_keeps_the_field(picture, tmp_path):
     path, pixels = picture
     training = {"steps": 100_000, "lr": 1e-6, "log_every": 1}
@@ -122,5 +222,5 @@ def test_a_run_ends_with_its_time_and_keeps_the_field(picture, tmp_path):
     assert train(["--config", str(write_recipe(tmp_path / "recipe.yaml", recipe)), "--output", str(run)]) == 0
     field, _, about = load_field(run)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert 0 < about["steps"] < 100_000 and len(lines) == about["steps"]
+    assert 0 < about["steps"] < 100_000 and sum("loss" in line for line in lines) == about["steps"]
     assert psnr(rendered(field, (96, 96)), pixels) > 29.5

@@ -47,12 +47,34 @@ def test_the_error_is_never_larger_after_a_sweep(tile, overlap, network):
 def test_sweeps_of_the_start_are_told_in_the_contributions():
     picture = natural("camera", side=48)
     levels = [level([16, 8])]
-    field, told = field_of(levels, picture), []
+    field, told = field_of(levels, picture), {}
     recipe = recipe_of(levels, target={"psnr": 28}, start={"sweeps": 2})
-    tell = lambda rows: told.append(rows[-1]["rmse"])  # noqa: E731
-    rows = fit_field(field, reader(picture), (48, 48), recipe, 255.0, ALONE, solved=tell)
-    assert 2 <= len(told) <= 3 and (np.diff(told) < 0).all()
+    labels = []
+    rows = fit_field(
+        field, reader(picture), (48, 48), recipe, 255.0, ALONE,
+        lambda label, _: labels.append(label), lambda rows: told.update({labels[-1]: rows[-1]["rmse"]}),
+    )  # fmt: skip
+    assert list(told)[:2] == ["level 1 of 1", "sweep 1 of 2"] and (np.diff(list(told.values())) < 0).all()
     assert rows[-1]["rmse"] ** 2 == pytest.approx(error_of(field, picture), rel=1e-4)
+
+
+@pytest.mark.parametrize("fraction", [0.25, 0.75])
+def test_a_sweep_that_is_stopped_between_its_colours_is_undone(fraction):
+    picture = natural("camera", side=48)
+    levels = [level([16, 8])]
+    field, solved = field_of(levels, picture), []
+    recipe = recipe_of(levels, target={"psnr": 28}, start={"sweeps": 2})
+
+    def progress(label: str, done: float) -> None:
+        if label.startswith("sweep") and done == fraction:
+            raise InterruptedError
+
+    def keep(_) -> None:
+        solved[:] = [p.detach().clone() for p in field.parameters()]
+
+    with pytest.raises(InterruptedError):
+        fit_field(field, reader(picture), (48, 48), recipe, 255.0, ALONE, progress, keep)
+    assert all(torch.equal(a, b) for a, b in zip(field.parameters(), solved, strict=True))
 
 
 def test_a_sweep_sees_the_other_levels():

@@ -1,0 +1,118 @@
+"""Runs that are stopped, resumed, begun again or swept between steps."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cpikan_hr.train import main as train
+from cpikan_hr.training import loop
+from cpikan_hr.training.weights import load_field
+
+sys.path.append(str(Path(__file__).parents[1] / "backends"))
+from harness import launch, run_alone  # noqa: E402
+
+SPARSE = {"tile": [32, 16, 8], "overlap": 0.25, "network": {"kind": "chebyshev2d", "degree": None, "sparse": True}}
+GROWN = {
+    "tile": [16, 8], "overlap": 0.5, "grow": True,
+    "network": {"kind": "cpikan", "hidden": [4], "degree": [3, 3], "input_map": "sine", "first_input_map": "sine"},
+}  # fmt: skip
+
+
+def write(folder: Path, levels: list[dict], psnr: float, **training) -> list[str]:
+    """A picture of 64 x 96 and its recipe; the words that train it."""
+    y, x = np.mgrid[0:64, 0:96]
+    pixels = np.stack([128 + 60 * np.sin(x / 9) * np.cos(y / 14), 90 + 80 * np.hypot(x - 40, y - 30) % 2, 60 + x], -1)
+    Image.fromarray(pixels.astype(np.uint8)).save(folder / "picture.png")
+    tree = {
+        "output": "unused",
+        "problem": {"kind": "image", "path": str(folder / "picture.png")},
+        "field": {"levels": levels},
+        "target": {"psnr": psnr},
+        "batch": {"blocks": 2, "size": 96, "stride": 1},  # every update sees the whole picture
+        "training": {"log_every": 1, "schedule": "constant", "warmup": 0} | training,
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    return ["--config", str(folder / "recipe.yaml"), "--output"]
+
+
+def lines(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in lines(run) if "loss" in line]
+
+
+def test_a_start_without_steps_leaves_metrics(tmp_path):
+    words, run = write(tmp_path, [SPARSE, GROWN], 30, steps=0), tmp_path / "run"
+    assert train([*words, str(run)]) == 0
+    rows, about = lines(run), load_field(run).about
+    assert [(row["step"], row["level"]) for row in rows] == [(0, 1), (0, 2)]
+    assert [(row["rmse"], row["params"]) for row in rows] == [(row["rmse"], row["params"]) for row in about["levels"]]
+    assert rows[1]["psnr_db"] == pytest.approx(20 * np.log10(255 / rows[1]["rmse"]))
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    (psnr,) = events.Scalars("start/level_2/psnr_db")
+    assert psnr.step == 0 and psnr.value == pytest.approx(rows[1]["psnr_db"], rel=1e-6)
+
+
+def test_ctrl_c_between_steps_leaves_what_can_be_resumed(tmp_path, monkeypatch, capsys):
+    words, run = write(tmp_path, [SPARSE], 25, steps=6), tmp_path / "run"
+    assert train([*words, str(tmp_path / "whole")]) == 0
+
+    class Interrupted(loop.Tracker):
+        def update(self, pixels: int) -> None:
+            super().update(pixels)
+            self.steps = getattr(self, "steps", 0) + 1
+            if self.steps == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "Tracker", Interrupted)
+        assert train([*words, str(run)]) == 130
+    assert capsys.readouterr().err.strip().endswith("render it, or resume it")
+    assert load_field(run).about["steps"] == 3
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000003"]
+    assert train([*words, str(run)]) == 0
+    assert losses(run) == pytest.approx(losses(tmp_path / "whole"), rel=1e-6) and len(losses(run)) == 6
+    assert [row["step"] for row in lines(run)] == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_a_finished_field_is_not_replaced_by_another(tmp_path, capsys):
+    words, run = [*write(tmp_path, [SPARSE], 25, steps=1), str(tmp_path / "run")], tmp_path / "run"
+    assert train(words) == 0
+    field = (run / "field.safetensors").read_bytes()
+    capsys.readouterr()
+    for other in (["--target.psnr", "28"], ["--batch.stride", "2"], ["--field.levels.0.overlap", "0.5"]):
+        assert train([*words, *other]) == 2
+        (said,) = capsys.readouterr().err.splitlines()
+        assert "another field" in said and said.endswith("give another output, or --resume never")
+        assert (run / "field.safetensors").read_bytes() == field
+    assert train([*words, "--training.steps", "2"]) == 0 and len(losses(run)) == 2
+    assert train([*words, "--target.psnr", "28", "--resume", "never"]) == 0
+    assert (run / "field.safetensors").read_bytes() != field
+
+
+def test_sweeps_between_steps_lower_the_loss_alike_on_two_processes(tmp_path):
+    words = ["-m", "cpikan_hr.train", *write(tmp_path, [GROWN], 28, steps=20, lr=1e-6, sweep_every=10)]
+    run_alone(*words, str(tmp_path / "one")).check()
+    launch("ddp_cpu", *words, str(tmp_path / "two")).check()
+    one = losses(tmp_path / "one")
+    assert len(one) == 20 and losses(tmp_path / "two") == pytest.approx(one, rel=1e-5)
+    assert one[10] < 0.99 * one[9]
+    assert abs(one[9] / one[0] - 1) < 1e-3  # the steps themselves do next to nothing
+
+
+def test_sweeps_between_steps_are_refused_before_the_start_where_weights_are_sharded(tmp_path):
+    words = ["-m", "cpikan_hr.train", *write(tmp_path, [GROWN], 28, steps=20, sweep_every=10)]
+    refused = launch("zero2", *words, str(tmp_path / "run"))
+    assert refused.codes != [0] and refused.output.count("error: training.sweep_every needs plain weights") == 1
+    assert "parameters" not in refused.output and not (tmp_path / "run").exists()
