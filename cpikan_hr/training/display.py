@@ -8,6 +8,7 @@ import torch
 from tqdm import tqdm
 
 from cpikan_hr.data.preview import save_preview
+from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Field
 from cpikan_hr.problems import Problem
 from cpikan_hr.recipe import TargetOptions
@@ -67,7 +68,11 @@ class Preview:
         values = field.lattice(ys, xs)[0].permute(1, 2, 0).cpu().numpy()
         if values.shape[2] == 3:
             values = (values / self.problem.full_range).clip(0, 1)  # above 1 it would be taken for 0..255
-        save_preview(self.path, [values if values.shape[2] == 3 else values[..., 0]], ["field"], unit=self.problem.unit)
+        picture = values if values.shape[2] == 3 else values[..., 0]
+        try:
+            save_preview(self.path, [picture], ["field"], unit=self.problem.unit)
+        except UserError:  # a full disk: what matters of the run will say so, a preview is not worth it
+            self.enabled = False
         self._drawn = time.perf_counter()
 
 

@@ -175,7 +175,7 @@ def begin_field(
         normalise(field, problem.target, problem.shape, recipe)
         return field, []
     levels: list[dict] = []
-    bar = StartBar(preview.enabled)
+    bar = StartBar(processes.rank == 0)
 
     def progress(label: str, fraction: float) -> None:
         bar(label, fraction)
@@ -194,7 +194,7 @@ def begin_field(
     with suppress(Stopped), closing(bar):
         fit_field(field, problem.target, problem.shape, recipe, problem.full_range, processes, progress, solved)
     preview.draw(field, pause=0)
-    if preview.enabled:
+    if processes.rank == 0:
         print(contribution_table(levels, problem), flush=True)
         for line in [] if stop.signalled or stop.interrupted else missed(levels, problem, recipe.target):
             print(line, flush=True)
