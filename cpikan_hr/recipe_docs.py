@@ -24,8 +24,8 @@ def document() -> str:
         ("problem: interferometry", recipe.InterferometryProblem), ("field", recipe.FieldOptions),
         ("field.levels", recipe.LevelOptions), ("network: cpikan", recipe.CPIKANNetwork),
         ("network: siren", recipe.SIRENNetwork), ("network: fourier_mlp", recipe.FourierMLPNetwork),
-        ("network: chebyshev2d", recipe.Chebyshev2DNetwork), ("start", recipe.StartOptions), ("target", recipe.TargetOptions),
-        ("batch", recipe.BatchOptions), ("training", recipe.TrainingOptions),
+        ("network: chebyshev2d", recipe.Chebyshev2DNetwork), ("start", recipe.StartOptions),
+        ("target", recipe.TargetOptions), ("batch", recipe.BatchOptions), ("training", recipe.TrainingOptions),
     ]  # fmt: skip
     parts = ["# Recipes: every key", "Generated from the types by `python -m cpikan_hr.recipe_docs > docs/recipes.md`."]
     for title, section in sections:

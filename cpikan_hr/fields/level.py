@@ -1,7 +1,7 @@
 """One level of a field: equal tiles, one batched network, windows that sum to one over all tiles of the grid.
 
 Only the `active` tiles have a network; the others contribute nothing. A quadtree is several levels of one blend width
-whose active tiles together cover the domain once (see `fields/quadtree.py`).
+whose active tiles together cover the domain once (see `solvers/quadtree.py`).
 
 Two geometries, one formula. Scattered points are sent to the tiles that see them (`forward`, for training); coordinate
 vectors span a lattice (`fields/lattice.py`, for start and rendering).
