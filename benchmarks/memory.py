@@ -74,7 +74,8 @@ def main() -> None:
     growth = {name: round(last[name] / base[name], 2) for name in stages}
     grown = max(last["field_mb"] - base["field_mb"], 1e-9)
     copies = {name: round((last[name] - base[name]) / grown, 1) for name in stages}
-    print(json.dumps({"benchmark": "memory", "unit": "MB of peak RSS", "megapixels": result, "growth": growth, "copies": copies}))
+    figures = {"megapixels": result, "growth": growth, "copies": copies}
+    print(json.dumps({"benchmark": "memory", "unit": "MB of peak RSS", **figures}))
 
 
 if __name__ == "__main__":

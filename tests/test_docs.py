@@ -1,9 +1,15 @@
 """Documents that are generated, or that name commands and files, are true."""
 
+import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
-from cpikan_hr.cli import parser
+import numpy as np
+from PIL import Image
+
 from cpikan_hr.recipe_docs import document
 
 ROOT = Path(__file__).parents[1]
@@ -13,11 +19,37 @@ def test_the_table_of_keys_is_the_one_of_the_types():
     assert (ROOT / "docs" / "recipes.md").read_text() == document()
 
 
-def test_commands_of_the_readme_parse_and_name_files_that_exist():
-    text = (ROOT / "README.md").read_text()
-    commands = re.findall(r"^    cpikan-hr (.+?)(?:\s+#.*)?$", text, flags=re.M)
-    assert len(commands) >= 4
-    for command in commands:
-        parser().parse_args(command.split())
-    for path in re.findall(r"\b((?:accelerate_configs|recipes|docs)/[\w./-]+\.\w+)", text):
-        assert (ROOT / path).exists(), path
+def commands_of(name: str) -> list[list[str]]:
+    """The indented command lines of a document, in order."""
+    lines = re.findall(r"^    ((?:cpikan-hr|accelerate launch) .+?)(?:\s+#.*)?$", (ROOT / name).read_text(), flags=re.M)
+    return [shlex.split(line) for line in lines]
+
+
+def test_files_that_documents_name_exist():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        text = page.read_text()
+        assert not re.search(r"\b[A-Z]+_(ROWS?|FIELD|PPX|TIME|RSS|TEXT)\b", text), f"{page.name}: a number is missing"
+        named = r"\b((?:accelerate_configs|recipes|docs|benchmarks)/[\w./-]+\.(?:yaml|md|py|jpg))"
+        for path in re.findall(named, text):
+            assert (ROOT / path).exists(), f"{page.name} names {path}"
+        for path in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
+            assert (page.parent / path).exists(), f"{page.name} shows {path}"
+
+
+def test_the_commands_of_the_readme_run_one_after_the_other(tmp_path):
+    """As they stand there, on a smaller wafer and a small photograph."""
+    for folder in ("recipes", "accelerate_configs", "ds_configs"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    y, x = np.mgrid[0:310, 0:510]
+    photo = np.stack([128 + 100 * np.sin(x / 19), 128 + 90 * np.cos(y / 17), (x + y) / 4], -1)
+    Image.fromarray(photo.round().astype(np.uint8)).save(tmp_path / "photo.png")
+    scripts = Path(sys.executable).parent
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+    commands = commands_of("README.md")
+    assert len(commands) >= 8
+    for words in commands:
+        words = [word.replace("2336x1750", "160x120") for word in words]
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{shlex.join(words)}: {done.stderr[-2000:]}"
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"height.tif", "classical.tif", "part.png"}
+    assert (tmp_path / "runs" / "image" / "field.packed.safetensors").is_file()
