@@ -111,6 +111,8 @@ def fit(
     with processes.together():
         if accelerator.is_main_process:
             begin_run(run, recipe, about, None if checkpoint else start)
+            if levels and checkpoint is None:
+                tell_start(levels, problem, recipe, stop)
     run_steps(updater, problem, recipe, run, stop, preview, [] if checkpoint else levels)
     state = updater.weights()
     with processes.together():
@@ -155,6 +157,13 @@ def begin_run(run: Path, recipe: Recipe, about: dict, start: dict[str, torch.Ten
     write_text(run / "about.json", json.dumps(about))  # what `export` needs where the run does not end
 
 
+def tell_start(levels: list[dict], problem: Problem, recipe: Recipe, stop: Stop) -> None:
+    """Prints what each level contributed, and which target was missed unless the start was stopped."""
+    print(contribution_table(levels, problem), flush=True)
+    for line in [] if stop.signalled or stop.interrupted else missed(levels, problem, recipe.target):
+        print(line, flush=True)
+
+
 def levels_of(run: Path) -> list[dict]:
     """What each level contributed to the start of an earlier run, where it says."""
     try:
@@ -194,10 +203,6 @@ def begin_field(
     with suppress(Stopped), closing(bar):
         fit_field(field, problem.target, problem.shape, recipe, problem.full_range, processes, progress, solved)
     preview.draw(field, pause=0)
-    if processes.rank == 0:
-        print(contribution_table(levels, problem), flush=True)
-        for line in [] if stop.signalled or stop.interrupted else missed(levels, problem, recipe.target):
-            print(line, flush=True)
     return field, levels
 
 
