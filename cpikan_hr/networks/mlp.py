@@ -8,6 +8,7 @@ initialisation); Mildenhall et al., NeRF, 2020, eq. 4 (positional encoding).
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
@@ -70,9 +71,9 @@ class TiledMLP(TiledNetwork):
         """The input of the first layer: `[t, R, P, in] -> [t, R, P, E]`."""
         return jet
 
+    @abstractmethod
     def activation(self, jet: Jet, layer: int) -> Jet:
         """The jet after hidden layer number `layer`."""
-        raise NotImplementedError
 
     def _hidden(self, jet: Jet, tiles: Tensor | None) -> Jet:
         jet = self.encode(jet)
