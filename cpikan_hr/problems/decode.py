@@ -1,15 +1,10 @@
-"""The classical height decode: N-step phase per wavelength, order search by excess fractions, weighted average.
+"""The classical height decode: N-step phase per wavelength (`phases.py`), order search (`orders.py`), weighted average.
 
 The baseline every field is measured against, and its start. numpy only.
 
 Invariants
 * Frame model I_jk = A_j + B_j cos(4 pi h / lambda_j + delta_jk); one wavelength alone gives h modulo lambda_j / 2.
-* The order search is exhaustive: each candidate order of the longest wavelength in the height range is scored with the
-  exact weighted scatter of the heights of all wavelengths, each taken at its order nearest to the candidate.
 * Heights are in nm. Float64 frames are decoded in float64, everything else in float32 (rounding below 0.01 nm).
-
-Sources: least-squares phase with general steps, J. E. Greivenkamp, Opt. Eng. 23 (1984) 350; excess fractions,
-M. R. Benoit, J. Phys. 7 (1898) 57 and C. E. Towers et al., Opt. Lett. 28 (2003) 887.
 """
 
 import os
@@ -25,6 +20,8 @@ from cpikan_hr.data.stack import Stack
 from cpikan_hr.data.threads import each_in_threads
 from cpikan_hr.data.writers import MapWriter
 from cpikan_hr.errors import UserError
+from cpikan_hr.problems.orders import OrderSearch, unambiguous_range_um
+from cpikan_hr.problems.phases import Demodulator
 
 CHUNK = 16384  # pixels decoded at a time: the arrays of one chunk fit the second-level cache
 WINDOW = (256, 2048)  # rows, columns that a thread reads and decodes at a time
@@ -39,18 +36,6 @@ class Decoded:
     quality: np.ndarray  # 0 (order arbitrary, or no fringes) to 1 (fractions agree perfectly, full contrast)
     background: np.ndarray
     modulation: np.ndarray
-
-
-def unambiguous_range_um(wavelengths_um: Sequence[float]) -> tuple[float, float]:
-    """Height range over which two of the wavelengths never repeat, centred on zero.
-
-    A pair repeats after half its synthetic wavelength l1 l2 / |l1 - l2|; the pair with the longest one decides.
-    """
-    lengths = sorted(wavelengths_um)
-    if len(set(lengths)) < 2:
-        return -lengths[0] / 4, lengths[0] / 4
-    longest = max(a * b / (b - a) for a, b in zip(lengths, lengths[1:], strict=False) if b > a)
-    return -longest / 4, longest / 4
 
 
 def decode_window(
@@ -78,96 +63,24 @@ def decode_window(
 
 
 class _Solver:
-    """What is the same for all pixels: normal equations, candidate orders, half wavelengths."""
+    """What is the same for all pixels."""
 
     def __init__(self, wavelengths_um, phase_steps_rad, height_range_um, dtype):
-        steps = np.atleast_2d(np.asarray(phase_steps_rad, np.float64))
-        self.dtype = dtype
-        self.half = np.asarray(wavelengths_um, np.float64) * 500.0  # half wavelengths in nm: the period of the height
-        self.inverse, self.variance = zip(*(_least_squares(j, row) for j, row in enumerate(steps)), strict=True)
-        self.base = int(np.argmax(self.half))  # the longest wavelength has the fewest candidates
-        self.low, self.high = (1000.0 * end for end in height_range_um)
-        period = self.half[self.base]
-        self.orders = range(int(np.floor(self.low / period - 0.5)), int(np.ceil(self.high / period + 0.5)) + 1)
+        self.demodulator = Demodulator(wavelengths_um, phase_steps_rad, dtype)
+        self.orders = OrderSearch(wavelengths_um, height_range_um, dtype)
 
     def decode(self, frames: np.ndarray, maps: np.ndarray, per_wavelength: np.ndarray) -> None:
         """Frames [J, K, n] -> in place: `maps` (height, sigma, quality) [3, n], `per_wavelength` (A, B) [2, J, n]."""
-        J, n = len(self.half), frames.shape[-1]
-        fraction, weight = np.empty((2, J, n), self.dtype)
-        for j in range(J):
-            # Not `@`: many threads decode at once, and each would wake BLAS's own threads for 50 thousand products.
-            a, c, s = np.einsum("rk,kn->rn", self.inverse[j].astype(self.dtype), frames[j])
-            per_wavelength[0, j], per_wavelength[1, j] = a, np.hypot(c, s)
-            np.arctan2(s, c, out=fraction[j])
-            # Height variance per squared grey level is (half / 2 pi)^2 variance / B^2; the weight is its inverse.
-            weight[j] = per_wavelength[1, j] ** 2 * ((2 * np.pi / self.half[j]) ** 2 / self.variance[j])
-        fraction *= 1 / (2 * np.pi)
+        background, modulation, fraction, weight = self.demodulator.demodulate(frames)
+        per_wavelength[:] = background, modulation
+        tiny = np.finfo(frames.dtype).tiny
         total = weight.sum(axis=0)
         with np.errstate(divide="ignore"):
             maps[1] = 1 / np.sqrt(total)
-        np.maximum(total, np.finfo(self.dtype).tiny, out=total)
-        weight /= total
-        maps[0], agreement = self._search(fraction, weight)
-        background, modulation = per_wavelength
-        contrast = modulation / np.maximum(np.maximum(background, modulation), np.finfo(self.dtype).tiny)
+        weight /= np.maximum(total, tiny)
+        maps[0], agreement = self.orders.search(fraction, weight)
+        contrast = modulation / np.maximum(np.maximum(background, modulation), tiny)
         maps[2] = agreement * contrast.min(axis=0)
-
-    def _search(self, fraction: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Height [n] of the best candidate order, and how clearly it beats the second best (0 to 1) [n].
-
-        A candidate's cost is the weighted variance of the single-wavelength heights, in nm^2. Taken about their mean
-        it does not depend on which wavelength the candidates come from.
-        """
-        base = self.base
-        others = [j for j in range(len(self.half)) if j != base]
-        best = np.full(fraction.shape[1], np.inf, self.dtype)
-        second, height = best.copy(), np.zeros_like(best)
-        deviation, square, mean, better = np.empty_like(best), np.empty_like(best), np.empty_like(best), best > 0
-        for order in self.orders:
-            candidate = (fraction[base] + self.dtype(order)) * self.dtype(self.half[base])
-            mean[:] = square[:] = 0
-            for j in others:
-                # How far the nearest height of wavelength j lies from the candidate.
-                np.multiply(candidate, self.dtype(-1 / self.half[j]), out=deviation)
-                deviation += fraction[j]
-                deviation -= np.rint(deviation)
-                deviation *= self.dtype(self.half[j])
-                weighted = deviation * weight[j]
-                mean += weighted
-                weighted *= deviation
-                square += weighted
-            square -= mean * mean
-            candidate += mean
-            square += self._outside(candidate, order)
-            np.less(square, best, out=better)
-            np.minimum(second, np.maximum(square, best), out=second)
-            np.copyto(best, square, where=better)
-            np.copyto(height, candidate, where=better)
-        floor = np.finfo(self.dtype).tiny
-        if len(self.orders) == 1 or not others:
-            return height, np.ones_like(height)
-        np.maximum(best, 0, out=best)  # rounding of a perfect fit
-        return height, 1 - np.sqrt(best / np.maximum(second, floor))
-
-    def _outside(self, candidate: np.ndarray, order: int) -> np.ndarray | float:
-        """Squared distance of the candidates from the height range; no work where an order lies wholly inside.
-
-        A soft limit: noise may carry a height a little beyond the end, but an equally good height inside wins.
-        """
-        period = self.half[self.base]
-        if (order - 0.5) * period >= self.low and (order + 0.5) * period <= self.high:
-            return 0.0
-        outside = np.maximum(np.maximum(self.low - candidate, candidate - self.high), 0)
-        return outside * outside
-
-
-def _least_squares(j: int, steps: np.ndarray) -> tuple[np.ndarray, float]:
-    """Matrix [3, K] from frames to (A, B cos phi, B sin phi), and the mean variance of the last two for unit noise."""
-    model = np.stack([np.ones_like(steps), np.cos(steps), -np.sin(steps)], axis=1)
-    if np.linalg.matrix_rank(model, tol=1e-3) < 3:
-        raise UserError(f"phase_steps_rad: the steps of wavelength {j} do not determine a phase; use 3 different ones")
-    covariance = np.linalg.inv(model.T @ model)
-    return covariance @ model.T, 0.5 * float(covariance[1, 1] + covariance[2, 2])
 
 
 def decode_single(stack: Stack) -> Decoded:

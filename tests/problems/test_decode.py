@@ -13,7 +13,8 @@ from cpikan_hr.data.source import open_source
 from cpikan_hr.data.stack import open_stack
 from cpikan_hr.data.synth import synth
 from cpikan_hr.errors import UserError
-from cpikan_hr.problems.decode import decode_single, decode_stack, decode_window, unambiguous_range_um
+from cpikan_hr.problems.decode import decode_single, decode_stack, decode_window
+from cpikan_hr.problems.orders import unambiguous_range_um
 
 WAVELENGTHS = (5.0, 5.5, 6.05, 6.655)
 DATA = Path(os.environ.get("CPIKAN_HR_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
