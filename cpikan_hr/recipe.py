@@ -236,6 +236,14 @@ class StartOptions(Section):
     threshold: float = Field(
         3.0, ge=0, description="sparse chebyshev2d: drop terms below so many standard errors of the noise"
     )
+    shifts: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="sparse chebyshev2d, noise known: average so many shifted quadtrees before terms are chosen; "
+        "`threshold` may then be below 1",
+    )
+    shifted_threshold: float = Field(2.8, gt=0, description="what `threshold` is in each of the shifted quadtrees")
     sweeps: int = Field(
         0, ge=0, description="coloured sweeps over grown tiles after the start, so that neighbours see each other"
     )

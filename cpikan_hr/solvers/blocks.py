@@ -4,6 +4,7 @@ Invariant: a block is read, mirrored beyond the frame, reduced by the levels abo
 in one place, so every solver fits the same numbers. Unknown pixels are filled smoothly and told by their weight.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -35,10 +36,10 @@ class Pixels:
     noise: Tensor | None  # float32 [h, w], standard deviation of the values
 
 
-def blocks_of(shape: tuple[int, int], stride: int, pixels: int) -> list[Block]:
-    """Cuts the frame into blocks of about so many pixels, one row of coarsest tiles high where that is enough."""
+def blocks_of(shape: tuple[int, int], stride: int, pixels: int, square: bool = False) -> list[Block]:
+    """Cuts the frame into blocks of about so many pixels: square, or one row of coarsest tiles high."""
     rows, columns = -(-shape[0] // stride), -(-shape[1] // stride)
-    wide = max(1, min(columns, pixels // stride**2))
+    wide = max(1, min(columns, math.isqrt(pixels) // stride if square else pixels // stride**2))
     high = max(1, min(rows, pixels // (stride**2 * wide)))
     return [
         Block(row, column, min(high, rows - row), min(wide, columns - column))

@@ -14,10 +14,11 @@ import torch
 
 from cpikan_hr.fields import Field
 from cpikan_hr.parallel import in_threads
-from cpikan_hr.recipe import LevelOptions, TargetOptions
+from cpikan_hr.recipe import LevelOptions, StartOptions, TargetOptions
 from cpikan_hr.solvers import growth
-from cpikan_hr.solvers.blocks import Block, ReadTarget, blocks_of, read_block
-from cpikan_hr.solvers.spectral import Size, choose, coefficients, exists, sizes_of, thresholds
+from cpikan_hr.solvers.blocks import Block, ReadTarget, blocks_of
+from cpikan_hr.solvers.leaves import Size, choose, coefficients, sizes_of, thresholds
+from cpikan_hr.solvers.spectral import exists, read
 
 SAMPLED = 2**20  # pixels looked at
 GROWN = 2**18  # pixels whose networks are grown to find the price
@@ -35,7 +36,7 @@ class Sample:
         group: int,
         target: ReadTarget,
         shape: tuple[int, int],
-        sigmas: float,
+        start: StartOptions,
         seed: int = 0,
         sizes: list[Size] | None = None,
     ):
@@ -51,10 +52,10 @@ class Sample:
             if self.pixels >= SAMPLED:
                 break
             block: Block = blocks[number]
-            data = read_block(field, group, target, shape, block, coarsest.stride, halo)
+            data = read(field, group, target, shape, block, self.sizes, halo, start)
             present = [exists(block, size, coarsest) for size in self.sizes]
             scaled = [coefficients(data, size) for size in self.sizes]
-            self.parts.append((scaled, [thresholds(data, size, 0.0, sigmas) for size in self.sizes], present))
+            self.parts.append((scaled, [thresholds(data, size, 0.0, start.threshold) for size in self.sizes], present))
             self.pixels += self._inside(block, coarsest.stride)
 
     def _inside(self, block: Block, stride: int) -> int:
@@ -117,7 +118,7 @@ class GrownSample:
         self.wanted, self.channels, self._device = aims, field.mix.shape[0], field.device
         self.aims = [None if aims[0] is None else BOUND * aims[0], aims[1]]
         sizes, _, _ = growth.growing_sizes(field, group, choice)
-        cosine = Sample(field, group, target, shape, 0.0, sizes=sizes)
+        cosine = Sample(field, group, target, shape, StartOptions(threshold=0), sizes=sizes)
         guesses = [cosine.price_for(aim, which) ** 2 for which, aim in enumerate(aims) if aim is not None]
         blocks = blocks_of(shape, sizes[0].stride, growth.BLOCK)
         count = max(1, -(-GROWN // growth.BLOCK))

@@ -24,8 +24,9 @@ from cpikan_hr.parallel import in_threads
 from cpikan_hr.recipe import LevelOptions
 from cpikan_hr.solvers.blocks import Block, Pixels, ReadTarget, blocks_of, read_block, shares_of
 from cpikan_hr.solvers.gauss_newton import Unit, features, levenberg_marquardt
+from cpikan_hr.solvers.leaves import Size, sizes_of
 from cpikan_hr.solvers.quadtree import prune
-from cpikan_hr.solvers.spectral import Size, exists, sizes_of
+from cpikan_hr.solvers.spectral import exists
 
 BLOCK = 2**16  # pixels of one block
 DICTIONARY = 512  # entries

@@ -18,62 +18,12 @@ from torch import Tensor
 from cpikan_hr.fields import Field
 from cpikan_hr.networks import Chebyshev2D
 from cpikan_hr.parallel import in_threads
+from cpikan_hr.recipe import StartOptions
+from cpikan_hr.solvers.averaging import read_averaged
 from cpikan_hr.solvers.blocks import Block, Pixels, ReadTarget, blocks_of, read_block, shares_of
-from cpikan_hr.solvers.quadtree import prune
+from cpikan_hr.solvers.leaves import Size, choose, coefficients, sizes_of, thresholds
 
 BLOCK = 2**18  # pixels of one block: all sizes' coefficients of it stay in the last-level cache
-
-
-@dataclass(frozen=True)
-class Size:
-    """One leaf size: stride, pixels P of the support per axis, and how many tiles the frame has."""
-
-    level: int
-    stride: int
-    pixels: int
-    counts: tuple[int, int]
-
-    @property
-    def share(self) -> float:
-        """A support's energy counts for its core only: neighbours hold the rest."""
-        return self.stride / self.pixels
-
-    def basis(self, like: Tensor) -> Tensor:
-        """Orthonormal basis on pixel centres, [P, P]: row n is T_n(sin(pi xi / 2)), the DCT-II up to its sign."""
-        n = torch.arange(self.pixels, dtype=torch.float64)
-        angle = math.pi - math.pi * (n + 0.5) / self.pixels
-        rows = torch.cos(n[:, None] * angle) * math.sqrt(2 / self.pixels)
-        rows[0] *= math.sqrt(0.5)
-        return rows.to(like)
-
-
-def sizes_of(field: Field, group: int) -> tuple[list[Size], int]:
-    """The leaf sizes of a recipe's level, coarse to fine, and the halo (half the blend) in px."""
-    sizes = []
-    for number in field.groups[group]:
-        axis_y, axis_x = field.levels[number].tile_grid.axes
-        stride = round(axis_x.stride)
-        sizes.append(Size(number, stride, round(2 * axis_x.half), (axis_y.count, axis_x.count)))
-    return sizes, (sizes[0].pixels - sizes[0].stride) // 2
-
-
-def coefficients(pixels: Pixels, size: Size) -> Tensor:
-    """Orthonormal coefficients [ny, nx, C, P, P] of the block's tiles of one size, scaled to the core's energy."""
-    basis, p, s = size.basis(pixels.values), size.pixels, size.stride
-    along_x = pixels.values.unfold(2, p, s) @ basis.T  # [C, h, nx, N]
-    both = along_x.unfold(1, p, s) @ basis.T  # [C, ny, nx, N, M]
-    return both.permute(1, 2, 0, 4, 3) * size.share
-
-
-def thresholds(pixels: Pixels, size: Size, price: float, sigmas: float) -> Tensor:
-    """What a scaled coefficient must exceed, [ny, nx, 1, 1, 1]."""
-    if pixels.noise is None or not sigmas:
-        return torch.tensor(price).to(pixels.values)
-    known = pixels.known if pixels.known is not None else torch.ones_like(pixels.noise, dtype=torch.bool)
-    both = torch.stack([pixels.noise.square() * known, known.to(pixels.noise)])
-    sums = both.unfold(1, size.pixels, size.stride).unfold(2, size.pixels, size.stride).sum((3, 4))
-    noise = (sums[0] / sums[1].clamp_min(1)).sqrt() * (sigmas * size.share)
-    return noise.clamp_min(price)[:, :, None, None, None]
 
 
 def exists(block: Block, size: Size, coarsest: Size) -> Tensor:
@@ -148,15 +98,14 @@ def fit_block(
         terms[size.level].add(Terms(*([part.cpu().numpy()] for part in found)))
 
 
-def choose(scaled: list[Tensor], limits: list[Tensor], present: list[Tensor]) -> list[Tensor]:
-    """The leaves of the quadtree, per size a bool mask [ny, nx]: least sum of min(coefficient^2, threshold^2)."""
-    if len(scaled) == 1:
-        return present
-    costs = [
-        torch.minimum(c.square(), limit.square()).sum((2, 3, 4)) * here
-        for c, limit, here in zip(scaled, limits, present, strict=True)
-    ]
-    return [leaf & here for leaf, here in zip(prune(costs), present, strict=True)]
+def read(
+    field: Field, group: int, target: ReadTarget, shape: tuple[int, int], block: Block, sizes: list[Size], halo: int,
+    start: StartOptions,
+) -> Pixels:  # fmt: skip
+    """The block that terms are chosen for, its noise averaged out where the recipe says so."""
+    if start.shifts:
+        return read_averaged(field, group, target, shape, block, sizes, halo, start).pixels
+    return read_block(field, group, target, shape, block, sizes[0].stride, halo)
 
 
 def fit_spectral(
@@ -165,7 +114,7 @@ def fit_spectral(
     target: ReadTarget,
     shape: tuple[int, int],
     price: float,
-    sigmas: float,
+    start: StartOptions,
     share: int = 0,
     shares: int = 1,
     progress: Callable[[float], None] | None = None,
@@ -173,14 +122,14 @@ def fit_spectral(
     """The terms of this process' share of the blocks, per level number; `set_terms` puts them into the field."""
     sizes, halo = sizes_of(field, group)
     terms = {size.level: Terms.none() for size in sizes}
-    blocks = blocks_of(shape, sizes[0].stride, BLOCK)
+    blocks = blocks_of(shape, sizes[0].stride, BLOCK, square=start.shifts > 0)
     mine = list(shares_of(blocks, share, shares))
 
     @torch.no_grad()
     def fit(numbered: tuple[int, Block]) -> dict[int, Terms]:
         found = {size.level: Terms.none() for size in sizes}
-        pixels = read_block(field, group, target, shape, numbered[1], sizes[0].stride, halo)
-        fit_block(numbered[1], pixels, sizes, price, sigmas, found)
+        pixels = read(field, group, target, shape, numbered[1], sizes, halo, start)
+        fit_block(numbered[1], pixels, sizes, price, start.threshold, found)
         return found
 
     with closing(in_threads(fit, mine, field.device)) as fitted:

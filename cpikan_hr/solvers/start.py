@@ -15,7 +15,7 @@ from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Field
 from cpikan_hr.parallel import in_threads
 from cpikan_hr.processes import ALONE, Processes
-from cpikan_hr.recipe import LevelOptions, Recipe
+from cpikan_hr.recipe import LevelOptions, Recipe, StartOptions
 from cpikan_hr.solvers.blocks import ReadTarget
 from cpikan_hr.solvers.budget import FULL, SLACK, GrownSample, Sample, wanted_of
 from cpikan_hr.solvers.growth import grow, set_networks
@@ -158,24 +158,23 @@ def fit_to_target(
 
     The best pass is kept: never more parameters than allowed.
     """
-    sigmas = recipe.start.threshold
     wanted_error, wanted_terms = wanted_of(recipe.target, full_range)
     if wanted_error is None and wanted_terms is None and recipe.target.seconds is not None:
         wanted_terms = TIMED
     if wanted_error is None and wanted_terms is None:
-        _fit_at(field, group, target, shape, 0.0, sigmas, processes, report)
+        _fit_at(field, group, target, shape, 0.0, recipe.start, processes, report)
         passed()
         return
     goals = (wanted_error, _left(wanted_terms, field, group, shape))
     found: list[tuple[tuple, float]] = []  # merit and price of every pass
 
     def fit(price: float) -> tuple[float, float]:
-        _fit_at(field, group, target, shape, price, sigmas, processes, report)
+        _fit_at(field, group, target, shape, price, recipe.start, processes, report)
         values = passed()
         found.append((merit(*values, goals), price))
         return values
 
-    sample = Sample(field, group, target, shape, sigmas)
+    sample = Sample(field, group, target, shape, recipe.start)
     aims, passes = list(goals), ([], [])
     for _ in range(PASSES):
         prices = [0.0 if aim is None else sample.price_for(aim, which) for which, aim in enumerate(aims)]
@@ -219,8 +218,8 @@ def corrected(passes: list[tuple[float, float]], goal: float) -> float:
     return aim * (max(goal, 1e-30) / value) ** slope
 
 
-def _fit_at(field, group, target, shape, price, sigmas, processes: Processes, report) -> None:
-    mine = fit_spectral(field, group, target, shape, price, sigmas, processes.rank, processes.ranks, report)
+def _fit_at(field, group, target, shape, price, start: StartOptions, processes: Processes, report) -> None:
+    mine = fit_spectral(field, group, target, shape, price, start, processes.rank, processes.ranks, report)
     together, *others = processes.gather(mine)
     for share in others:
         for number, terms in share.items():

@@ -16,7 +16,7 @@ from cpikan_hr.recipe import LevelOptions
 from cpikan_hr.solvers.blocks import Block, Pixels, ReadTarget, blocks_of, read_block, shares_of
 from cpikan_hr.solvers.gauss_newton import Unit, features, levenberg_marquardt
 from cpikan_hr.solvers.growth import BLOCK, growing_sizes, prior_of, tile_data, tile_windows, unit_of, write
-from cpikan_hr.solvers.spectral import Size
+from cpikan_hr.solvers.leaves import Size
 
 COLOURS = ((0, 0), (0, 1), (1, 0), (1, 1))
 ITERATIONS = 4  # of each tile's solve in a sweep: the neighbours move as well

@@ -8,7 +8,7 @@ from cases import SPARSE, field_of, mean_square, natural, psnr, reader, recipe_o
 from scipy.fft import dctn, idctn
 
 from cpikan_hr.processes import ALONE
-from cpikan_hr.recipe import TargetOptions
+from cpikan_hr.recipe import StartOptions, TargetOptions
 from cpikan_hr.solvers import budget, start
 from cpikan_hr.solvers.budget import Sample, wanted_of
 from cpikan_hr.solvers.spectral import fit_spectral, set_terms
@@ -24,7 +24,7 @@ def picture(request):
 
 
 def sample_of(picture, levels=IMAGE) -> Sample:
-    return Sample(field_of(levels, picture), 0, reader(picture), picture.shape[:2], 0.0)
+    return Sample(field_of(levels, picture), 0, reader(picture), picture.shape[:2], StartOptions(threshold=0))
 
 
 def test_errors_rise_and_terms_fall_with_the_price(picture):
@@ -39,7 +39,7 @@ def test_a_sample_of_everything_without_blend_is_the_fit_itself(picture):
     assert sample.pixels == picture.shape[0] * picture.shape[1]
     for price in (3.0, 30.0):
         field = field_of(levels, picture)
-        terms = fit_spectral(field, 0, reader(picture), picture.shape[:2], price, 0.0)
+        terms = fit_spectral(field, 0, reader(picture), picture.shape[:2], price, StartOptions(threshold=0))
         set_terms(field, terms)
         error, number = sample.at(price)
         assert error == pytest.approx(mean_square(rendered(field, picture.shape[:2]), picture), rel=1e-3)

@@ -6,15 +6,18 @@ import torch
 from cases import SPARSE, field_of, mean_square, natural, reader, rendered
 from scipy.fft import dct, dctn, idctn
 
+from cpikan_hr.recipe import StartOptions
 from cpikan_hr.solvers import spectral
-from cpikan_hr.solvers.spectral import Size, Terms, fit_spectral, set_terms, sizes_of
+from cpikan_hr.solvers.leaves import Size, sizes_of
+from cpikan_hr.solvers.spectral import Terms, fit_spectral, set_terms
 
 QUADTREE = [{"tile": [32, 16, 8], "overlap": 0.25, "network": SPARSE}]
 
 
 def fit(picture: np.ndarray, levels: list[dict], price: float = 0.0, noise=None, sigmas: float = 0.0, weight=None):
     field = field_of(levels, picture)
-    terms = fit_spectral(field, 0, reader(picture, weight, noise), picture.shape[:2], price, sigmas)
+    read, start = reader(picture, weight, noise), StartOptions(threshold=sigmas)
+    terms = fit_spectral(field, 0, read, picture.shape[:2], price, start)
     set_terms(field, terms)
     return field
 
@@ -87,7 +90,7 @@ def test_one_size_without_blend_is_hard_thresholding_of_scipy_s_tiles(price, sha
 def test_every_kept_term_exceeds_the_price_and_is_listed_once():
     picture, price = natural("camera")[:50, :70], 15.0
     field = field_of(QUADTREE, picture)
-    terms = fit_spectral(field, 0, reader(picture), (50, 70), price, 0.0)
+    terms = fit_spectral(field, 0, reader(picture), (50, 70), price, StartOptions(threshold=0))
     sizes, _ = sizes_of(field, 0)
     for size in sizes:
         tiles, counts, index, values = terms[size.level].joined()
@@ -167,10 +170,10 @@ def test_shares_joined_are_one(levels, shares, monkeypatch):
     monkeypatch.setattr(spectral, "BLOCK", 32 * 64)
     picture = natural("coffee")[:100, :75]
     field = field_of(levels, picture)
-    one = fit_spectral(field, 0, reader(picture), (100, 75), 10.0, 0.0)
+    one = fit_spectral(field, 0, reader(picture), (100, 75), 10.0, StartOptions(threshold=0))
     together = {number: Terms.none() for number in one}
     for share in reversed(range(shares)):
-        part = fit_spectral(field, 0, reader(picture), (100, 75), 10.0, 0.0, share, shares)
+        part = fit_spectral(field, 0, reader(picture), (100, 75), 10.0, StartOptions(threshold=0), share, shares)
         assert any(len(found.tiles) for found in part.values())
         for number, found in part.items():
             together[number].add(found)

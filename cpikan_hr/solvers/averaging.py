@@ -1,0 +1,129 @@
+"""Noise averaged out before terms are chosen: shifted quadtrees, each thresholded by itself, blended into one estimate.
+
+A quadtree that stands a few pixels aside makes other errors at edges and keeps other noise; their average is closer to
+the truth than each of them (translation-invariant denoising, Coifman and Donoho 1995). Each tile counts by the inverse
+of the variance it passes on, kept terms x noise^2 / pixels (Guleryuz 2007), so that a smooth large tile outweighs a
+small one full of terms. The same sums give the risk of a single quadtree, after Stein's rule (SURE): the noise in the
+terms kept and what the terms dropped hold above their noise. (Terms that noise alone lifts above the threshold are
+missing there; `uncertainty.py` measures the factor.)
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from cpikan_hr.errors import UserError
+from cpikan_hr.fields import Field
+from cpikan_hr.fields.windows import ramp
+from cpikan_hr.recipe import StartOptions
+from cpikan_hr.solvers.blocks import Block, Pixels, ReadTarget, read_block
+from cpikan_hr.solvers.leaves import Size, choose, coefficients, thresholds
+
+PLASTIC = 1.32471795724474602596  # its powers spread points evenly over the square (Roberts' R2 sequence)
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """An estimate of the noiseless values and, per pixel, the mean squared error expected of one shift, [h, w]."""
+
+    pixels: Pixels
+    risk: Tensor
+
+
+def read_averaged(
+    field: Field, group: int, target: ReadTarget, shape: tuple[int, int], block: Block, sizes: list[Size], halo: int,
+    start: StartOptions,
+) -> Averaged:  # fmt: skip
+    """A block as `read_block` gives it, with its noise averaged out."""
+    wide = read_block(field, group, target, shape, block, sizes[0].stride, sizes[0].stride)
+    if wide.noise is None:
+        raise UserError("start.shifts: the noise of this problem is not known; give 0")
+    if sizes[0].stride < 4 * halo:
+        raise UserError(f"start.shifts: tiles of {sizes[0].stride} px cannot be shifted with a blend of {2 * halo} px")
+    window = field.levels[sizes[0].level].tile_grid.axes[0].window
+    return average(wide, sizes, halo, start.shifted_threshold, start.shifts, window)
+
+
+def shifts(count: int, stride: int, halo: int) -> list[tuple[int, int]]:
+    """So many shifts (rows, columns) in px, each in [2 halo, stride - 2 halo], evenly spread and always the same.
+
+    Less would leave the outermost pixels of a block without one of the tiles that blend there.
+    """
+    width = stride - 4 * halo + 1
+    return [
+        tuple(2 * halo + int(((0.5 + (k + 1) * PLASTIC**-power) % 1) * width) for power in (1, 2)) for k in range(count)
+    ]
+
+
+@torch.no_grad()
+def average(wide: Pixels, sizes: list[Size], halo: int, sigmas: float, count: int, window: str) -> Averaged:
+    """The block inside `wide`, which reaches one coarsest stride beyond its tiles, with `halo` pixels around it.
+
+    sigmas: terms below so many standard errors of the noise are dropped. count: shifts averaged.
+    """
+    stride, reach = sizes[0].stride, sizes[0].stride - halo
+    channels, height, width = wide.values.shape
+    inner = slice(reach, height - reach), slice(reach, width - reach)
+    sums = wide.values.new_zeros(channels + 2, height, width)  # weighted estimate, risk, and the weights
+    grid = height // stride - 1, width // stride - 1  # coarsest tiles of a shifted grid
+    for shift in shifts(count, stride, halo):
+        rows, columns = (slice(d - halo, d + n * stride + halo) for d, n in zip(shift, grid, strict=True))
+        corner = rows.start, columns.start
+        add_quadtree(sums, corner, _part(wide, rows, columns), sizes, halo, sigmas, window)
+    estimate, risk = sums[:-2] / sums[-1], sums[-2] / sums[-1]
+    whole = _part(wide, *inner)
+    return Averaged(replace(whole, values=estimate[:, *inner].contiguous()), risk[inner])
+
+
+def _part(pixels: Pixels, rows: slice, columns: slice) -> Pixels:
+    """A window of a block."""
+    known, noise = (None if plane is None else plane[rows, columns] for plane in (pixels.known, pixels.noise))
+    return Pixels(pixels.values[:, rows, columns], known, noise)
+
+
+def add_quadtree(
+    sums: Tensor, corner: tuple[int, int], pixels: Pixels, sizes: list[Size], halo: int, sigmas: float, window: str,
+    plain: bool = False,
+) -> None:  # fmt: skip
+    """Adds one thresholded quadtree of `pixels`, whose first one is `corner`, to `sums` [C + 2, h, w].
+
+    plain: all tiles have weight one, as in a field.
+    """
+    scaled = [coefficients(pixels, size) for size in sizes]
+    limits = [thresholds(pixels, size, 0.0, sigmas) for size in sizes]
+    everywhere = [torch.ones(each.shape[:2], dtype=torch.bool, device=sums.device) for each in scaled]
+    leaves = choose(scaled, limits, everywhere)
+    for size, coefficient, limit, leaf in zip(sizes, scaled, limits, leaves, strict=True):
+        y, x = torch.nonzero(leaf, as_tuple=True)
+        if not len(y):
+            continue
+        chosen, limit = coefficient[leaf], limit[leaf]  # [t, C, P, P], [t, 1, 1, 1]
+        kept = chosen.abs() > limit
+        variance = (limit.flatten() / sigmas).square()  # of a scaled coefficient
+        counts = kept.flatten(1).sum(1)
+        dropped = (chosen.square() * ~kept).flatten(1).sum(1) - (kept[0].numel() - counts) * variance
+        least = counts.clamp_min(1) * variance
+        scale = 1 / (size.share * size.pixels) ** 2  # scaled energy of a tile -> mean square of its pixels
+        basis = size.basis(sums)
+        values = basis.T @ (chosen * kept / size.share) @ basis
+        weight = torch.ones_like(least) if plain else 1 / (least * scale)
+        weight = weight[:, None, None, None] * _window(size.pixels, halo, window, sums)
+        risk = (least + dropped.clamp_min(0))[:, None, None, None] * scale / chosen.shape[1]
+        planes = torch.cat([values * weight, risk * weight, weight], dim=1)  # [t, C + 2, P, P]
+        along = torch.arange(size.pixels, device=sums.device)
+        rows = (corner[0] + y * size.stride)[:, None, None] + along[:, None]
+        columns = (corner[1] + x * size.stride)[:, None, None] + along
+        places = (rows * sums.shape[2] + columns).flatten()
+        sums.flatten(1).index_add_(1, places, planes.transpose(0, 1).flatten(1))
+
+
+def _window(pixels: int, halo: int, window: str, like: Tensor) -> Tensor:
+    """The blend [P, P] of a tile with its neighbours, at pixel centres."""
+    if not halo:
+        return like.new_ones(pixels, pixels)
+    rise = ramp((torch.arange(2 * halo, dtype=torch.float64) + 0.5) / (2 * halo), window)[0].to(like)
+    profile = like.new_ones(pixels)
+    profile[: 2 * halo] = rise
+    profile[-2 * halo :] *= rise.flip(0)
+    return profile[:, None] * profile

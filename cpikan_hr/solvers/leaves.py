@@ -1,0 +1,74 @@
+"""A block of pixels in the cosine basis of every leaf size of a quadtree, and the leaves that need the fewest terms."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cpikan_hr.fields import Field
+from cpikan_hr.solvers.blocks import Pixels
+from cpikan_hr.solvers.quadtree import prune
+
+
+@dataclass(frozen=True)
+class Size:
+    """One leaf size: stride, pixels P of the support per axis, and how many tiles the frame has."""
+
+    level: int
+    stride: int
+    pixels: int
+    counts: tuple[int, int]
+
+    @property
+    def share(self) -> float:
+        """A support's energy counts for its core only: neighbours hold the rest."""
+        return self.stride / self.pixels
+
+    def basis(self, like: Tensor) -> Tensor:
+        """Orthonormal basis on pixel centres, [P, P]: row n is T_n(sin(pi xi / 2)), the DCT-II up to its sign."""
+        n = torch.arange(self.pixels, dtype=torch.float64)
+        angle = math.pi - math.pi * (n + 0.5) / self.pixels
+        rows = torch.cos(n[:, None] * angle) * math.sqrt(2 / self.pixels)
+        rows[0] *= math.sqrt(0.5)
+        return rows.to(like)
+
+
+def sizes_of(field: Field, group: int) -> tuple[list[Size], int]:
+    """The leaf sizes of a recipe's level, coarse to fine, and the halo (half the blend) in px."""
+    sizes = []
+    for number in field.groups[group]:
+        axis_y, axis_x = field.levels[number].tile_grid.axes
+        stride = round(axis_x.stride)
+        sizes.append(Size(number, stride, round(2 * axis_x.half), (axis_y.count, axis_x.count)))
+    return sizes, (sizes[0].pixels - sizes[0].stride) // 2
+
+
+def coefficients(pixels: Pixels, size: Size) -> Tensor:
+    """Orthonormal coefficients [ny, nx, C, P, P] of the block's tiles of one size, scaled to the core's energy."""
+    basis, p, s = size.basis(pixels.values), size.pixels, size.stride
+    along_x = pixels.values.unfold(2, p, s) @ basis.T  # [C, h, nx, N]
+    both = along_x.unfold(1, p, s) @ basis.T  # [C, ny, nx, N, M]
+    return both.permute(1, 2, 0, 4, 3) * size.share
+
+
+def thresholds(pixels: Pixels, size: Size, price: float, sigmas: float) -> Tensor:
+    """What a scaled coefficient must exceed, [ny, nx, 1, 1, 1]."""
+    if pixels.noise is None or not sigmas:
+        return torch.tensor(price).to(pixels.values)
+    known = pixels.known if pixels.known is not None else torch.ones_like(pixels.noise, dtype=torch.bool)
+    both = torch.stack([pixels.noise.square() * known, known.to(pixels.noise)])
+    sums = both.unfold(1, size.pixels, size.stride).unfold(2, size.pixels, size.stride).sum((3, 4))
+    noise = (sums[0] / sums[1].clamp_min(1)).sqrt() * (sigmas * size.share)
+    return noise.clamp_min(price)[:, :, None, None, None]
+
+
+def choose(scaled: list[Tensor], limits: list[Tensor], present: list[Tensor]) -> list[Tensor]:
+    """The leaves of the quadtree, per size a bool mask [ny, nx]: least sum of min(coefficient^2, threshold^2)."""
+    if len(scaled) == 1:
+        return present
+    costs = [
+        torch.minimum(c.square(), limit.square()).sum((2, 3, 4)) * here
+        for c, limit, here in zip(scaled, limits, present, strict=True)
+    ]
+    return [leaf & here for leaf, here in zip(prune(costs), present, strict=True)]
