@@ -76,8 +76,8 @@ class Field(nn.Module):
     def forward(self, points: Tensor, order: str = "value", active: int | None = None) -> Jet:
         """The jet [R, N, C] at float64 points [N, D]; only the recipe's first `active` levels contribute (None: all).
 
-        A level that does not contribute yet is evaluated at one point and weighted with zero, because data-parallel
-        backends wait for a gradient of every parameter.
+        A level that does not contribute yet is evaluated at no point, because data-parallel backends wait for a
+        gradient of every parameter.
         """
         rows = 0
         for number, group in enumerate(self.groups):
@@ -85,7 +85,7 @@ class Field(nn.Module):
                 if active is None or number < active:
                     rows = rows + level(points, order)
                 elif torch.is_grad_enabled():
-                    rows = rows + 0.0 * level(points[:1], order)
+                    rows = rows + level(points[:0], order).sum()
         return Jet(rows @ self.mix, order, points.shape[1])
 
     @torch.no_grad()
