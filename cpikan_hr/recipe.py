@@ -197,13 +197,6 @@ class LevelOptions(Section):
             raise ValueError("`degree: null` needs tiles of a number of pixels: give `tile`")
         return self
 
-    def grown(self, units: int) -> dict:
-        """Options of the network that a growing level gives a tile with so many hidden units."""
-        if not units:
-            return {"kind": "chebyshev2d", "degree": 0}
-        options = self.network.model_dump() | {"hidden": [units]}
-        return options | {"shared_constant": True, "layer_norm": False} if self.network.kind == "cpikan" else options
-
     @property
     def strides(self) -> list[int] | None:
         """Tile strides in px, largest first; None for a level given by `grid`."""

@@ -132,10 +132,18 @@ def level_shapes(choice: LevelOptions, extent: tuple[float, ...], window: str) -
             degree = tuple(max(0, round(2 * axis.half) - 1) for axis in grid.axes)
             shapes.append((grid, network | {"degree": degree}))
         elif choice.grow:
-            shapes += [(grid, choice.grown(units)) for units in range(1 + network["hidden"][0])]
+            shapes += [(grid, grown_network(choice, units)) for units in range(1 + network["hidden"][0])]
         else:
             shapes.append((grid, network))
     return shapes
+
+
+def grown_network(choice: LevelOptions, units: int) -> dict:
+    """Options of the network that a growing level gives a tile with so many hidden units."""
+    if not units:
+        return {"kind": "chebyshev2d", "degree": 0}
+    options = choice.network.model_dump() | {"hidden": [units]}
+    return options | {"shared_constant": True, "layer_norm": False} if choice.network.kind == "cpikan" else options
 
 
 def _build_level(

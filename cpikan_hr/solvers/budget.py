@@ -52,7 +52,7 @@ class Sample:
                 break
             block: Block = blocks[number]
             data = read_block(field, group, target, shape, block, coarsest.stride, halo)
-            present = [exists(block, size, coarsest) for size in self.sizes]
+            present = [exists(block, size, coarsest, field.device) for size in self.sizes]
             scaled = [coefficients(data, size) for size in self.sizes]
             self.parts.append((scaled, [thresholds(data, size, 0.0, sigmas) for size in self.sizes], present))
             self.pixels += self._inside(block, coarsest.stride)

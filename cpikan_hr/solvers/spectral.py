@@ -76,11 +76,11 @@ def thresholds(pixels: Pixels, size: Size, price: float, sigmas: float) -> Tenso
     return noise.clamp_min(price)[:, :, None, None, None]
 
 
-def exists(block: Block, size: Size, coarsest: Size) -> Tensor:
+def exists(block: Block, size: Size, coarsest: Size, device: torch.device) -> Tensor:
     """Which tiles of a block lie in the grid, [ny, nx]."""
     factor = coarsest.stride // size.stride
-    y = block.row * factor + torch.arange(block.rows * factor)
-    x = block.column * factor + torch.arange(block.columns * factor)
+    y = block.row * factor + torch.arange(block.rows * factor, device=device)
+    x = block.column * factor + torch.arange(block.columns * factor, device=device)
     return (y < size.counts[0])[:, None] & (x < size.counts[1])
 
 
@@ -127,7 +127,7 @@ def fit_block(
     """Chooses leaves and terms of one block and adds them to `terms`."""
     scaled = [coefficients(pixels, size) for size in sizes]
     limits = [thresholds(pixels, size, price, sigmas) for size in sizes]
-    present = [exists(block, size, sizes[0]).to(pixels.values.device) for size in sizes]
+    present = [exists(block, size, sizes[0], pixels.values.device) for size in sizes]
     leaves = choose(scaled, limits, present)
     for size, coefficient, limit, leaf in zip(sizes, scaled, limits, leaves, strict=True):
         chosen = coefficient[leaf]  # [t, C, M, N]
