@@ -273,7 +273,8 @@ class TrainingOptions(Section):
     clip: float | None = Field(None, gt=0, description="largest gradient norm (null: off)")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights that are kept (null: off)")
     precision: Literal["no", "bf16", "fp16"] | None = Field(
-        None, description="mixed precision (null: as the accelerate file says); derivatives stay fp32"
+        None,
+        description="mixed precision (null: as the accelerate file says); interferometry and derivatives stay fp32",
     )
     sweep_every: int | None = Field(
         None, ge=1, description="updates between sweeps of local solves over grown tiles (null: off)"
@@ -308,6 +309,11 @@ class Recipe(Section):
         if self.problem.kind == "interferometry" and self.target.psnr is not None:
             raise ValueError("'target.psnr': heights have no full range: give target.rmse in nm")
         return self
+
+    @property
+    def full_precision(self) -> bool:
+        """Whether the loss sees phases or derivatives: 8 bits of a height are many wavelengths off."""
+        return self.problem.kind == "interferometry" or self.problem.laplacian > 0
 
 
 # ---------------------------------------------------------------- loading
