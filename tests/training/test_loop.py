@@ -171,3 +171,21 @@ def seen_by_rank_one(tree: dict, step: int) -> int:
     batch = tree["batch"]
     draws = PixelSampler((64, 96), batch["blocks"], batch["size"], batch["stride"], seed=0).draws(step, 1, 2)
     return max(int((draw.iy // 16 * 6 + draw.ix // 16).max()) for draw in draws)
+
+
+@pytest.mark.parametrize("config", ["ddp_cpu", "zero3"])
+def test_levels_that_join_one_after_another_train_alike_on_two_processes(config, tmp_path):
+    """Some have no point yet, and of others a process sees no tile: all take part in every collective."""
+    joining = [
+        {"grid": [1, 1], "network": {"kind": "cpikan", "hidden": [4], "degree": 4}},
+        {"tile": 24, "network": {"kind": "siren", "hidden": [4], "first_omega": 3.0}},
+        {"tile": 8, "network": {"kind": "chebyshev2d", "degree": 2}},
+    ]
+    words = write(tmp_path, joining, 25, steps=6, lr=1e-3)
+    tree = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    tree["field"]["mode"], tree["batch"] = "progressive", {"blocks": 2, "size": 16, "stride": 2}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    run_alone("-m", "cpikan_hr.train", *words, str(tmp_path / "one")).check()
+    launch(config, "-m", "cpikan_hr.train", *words, str(tmp_path / "two")).check()
+    assert len(losses(tmp_path / "two")) == 6
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
