@@ -1,4 +1,4 @@
-# make install | test | demo | bench | gallery | lint | doctor | clean
+# make install | test | demo | bench | bench-gpu | gallery | lint | doctor | clean
 # Each target works alone on a fresh clone with Python >= 3.11 and a C++ compiler.
 
 PYTHON ?= python3
@@ -11,7 +11,7 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 # ninja comes with the packages
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: install test demo bench gallery lint doctor clean
+.PHONY: install test demo bench bench-gpu gallery lint doctor clean
 
 install: $(VENV)/packages.stamp $(TORCH_EXTENSIONS_DIR)/built.stamp
 
@@ -38,6 +38,16 @@ bench: install
 	$(BIN)/python benchmarks/codec.py
 	$(BIN)/python benchmarks/render.py
 	$(BIN)/python benchmarks/images.py
+
+# Without a GPU it says so and measures nothing.
+bench-gpu: install
+	@if ! $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+	    echo "bench-gpu: there is no GPU here, nothing was measured"; \
+	else \
+	    $(BIN)/python benchmarks/jets.py --device cuda && \
+	    $(BIN)/python benchmarks/render.py --device cuda && \
+	    $(BIN)/python benchmarks/images.py --device cuda; \
+	fi
 
 gallery: install
 	$(BIN)/python docs/gallery.py

@@ -1,12 +1,12 @@
 """Pictures: quality against CPU time, memory and size, for every way this project fits one, and for its peers.
 
-    python benchmarks/images.py [--rows PATTERN] [--seconds 85] [--folder DIR]
+    python benchmarks/images.py [--rows PATTERN] [--seconds 85] [--folder DIR] [--device cuda]
 
 Every row is a process of its own (`python -m cpikan_hr.train`, one thread), followed by `cpikan-hr evaluate`; one JSON
 line each: PSNR (dB), SSIM, parameters (also per pixel and channel), bytes of the field's file, CPU seconds of the
-training process (imports included) and its peak RSS. Rows by Adam get `--seconds` of wall time on one thread.
-`zonal_dct` is the peer: a 16 x 16 DCT of each channel with the low-frequency coefficients only, as many as the row
-above it has parameters; `over_zonal_db` says by how much the field is better.
+training process (imports included), its peak RSS and what it took of the GPU. Rows by Adam get `--seconds` of wall time
+on one thread. `zonal_dct` is the peer: a 16 x 16 DCT of each channel with the low-frequency coefficients only, as many
+as the row above it has parameters; `over_zonal_db` says by how much the field is better.
 """
 
 import argparse
@@ -23,6 +23,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+import yaml
+from device import add_device
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -43,7 +45,7 @@ def quadtree(network: dict, strides: list[int], **options) -> dict:
 
 
 def rows(seconds: float) -> dict[str, dict]:
-    """Name -> options over recipes/image.yaml, on the astronaut."""
+    """Name -> options over `recipe` (without one: recipes/image.yaml), on the astronaut."""
     adam = ADAM | {"target.psnr": None, "target.seconds": seconds}
     linear, grown = quadtree(SPARSE, [64, 32, 16, 8]), quadtree(CPIKAN, [16, 8], grow=True)
     wave = {"kind": "siren", "hidden": [274, 274, 274]}
@@ -70,14 +72,13 @@ def rows(seconds: float) -> dict[str, dict]:
             for o in (0, 0.125, 0.25)
         },
     }  # fmt: skip
-    coarse = level({"kind": "cpikan", "hidden": [16], "degree": 8}, grid=[1, 1])
-    middle, fine = level({"kind": "cpikan", "hidden": [8], "degree": 5}, tile=64), level(CPIKAN, tile=16)
-    train = MINI | {"training.steps": 300, "training.lr": 5e-3, "target.psnr": None}
+    # multi-resolution: the shipped recipes as they are, and their coarsest and finest level alone
+    recipes = {name: f"recipes/image_{name}.yaml" for name in ("progressive", "joint")}
+    levels = yaml.safe_load((ROOT / recipes["joint"]).read_text())["field"]["levels"]
     table |= {
-        "global_only": {"field.levels": [coarse], **train},
-        "tiles_only": {"field.levels": [fine], **train},
-        "progressive": {"field.levels": [coarse, middle, fine], "field.mode": "progressive", **train},
-        "joint": {"field.levels": [coarse, middle, fine], "field.mode": "joint", **train},
+        "global_only": {"recipe": recipes["joint"], "field.levels": levels[:1]},
+        "tiles_only": {"recipe": recipes["joint"], "field.levels": levels[-1:]},
+        **{name: {"recipe": recipe} for name, recipe in recipes.items()},
     }
     return table
 
@@ -104,16 +105,9 @@ def fit(name: str, picture: Path, options: dict, folder: Path) -> dict:
     """One row: trains, evaluates, and says what it took."""
     target = folder / name
     shutil.rmtree(target, ignore_errors=True)
-    words = [
-        "-m",
-        "cpikan_hr.train",
-        "--config",
-        "recipes/image.yaml",
-        "--problem.path",
-        str(picture),
-        "--output",
-        str(target),
-    ]
+    options = {"recipe": "recipes/image.yaml", **options}
+    words = ["-m", "cpikan_hr.train", "--config", options.pop("recipe")]
+    words += ["--problem.path", str(picture), "--output", str(target)]
     for key, value in options.items():
         words += [f"--{key}", json.dumps(value)]
     began = time.perf_counter()
@@ -126,6 +120,7 @@ def fit(name: str, picture: Path, options: dict, folder: Path) -> dict:
         "row": name, "psnr": round(figures["psnr"], 2), "ssim": round(figures["ssim"], 4), "params": figures["params"],
         "params_per_px_channel": round(figures["params_per_px"] / channels, 4), "bytes": figures["bytes"],
         "seam": round(figures["seam"], 3), "cpu_s": round(cpu, 1), "wall_s": round(wall, 1), "peak_rss_mb": round(rss),
+        "gpu_peak_mb": round(figures["gpu_peak_mb"]),
         "steps": json.loads(steps[-1])["step"] if steps else 0,
     }  # fmt: skip
 
@@ -213,7 +208,9 @@ def main() -> None:
     parser.add_argument("--rows", default="*", help="which rows, e.g. 'cpikan*' (default: all)")
     parser.add_argument("--seconds", type=float, default=85.0, help="wall time of the rows by Adam")
     parser.add_argument("--folder", type=Path, default=None, help="keep the runs here (default: temporary)")
+    add_device(parser)
     args = parser.parse_args()
+    ENVIRONMENT["ACCELERATE_USE_CPU"] = str(args.device == "cpu").lower()
     folder = args.folder or Path(tempfile.mkdtemp(prefix="images-"))
     folder.mkdir(parents=True, exist_ok=True)
     from PIL import Image

@@ -1,6 +1,6 @@
 """How fast fields are rendered: megapixels per second of a 9344 px wide picture, per kind of field.
 
-    python benchmarks/render.py [--threads 2] [--rows 448]
+    python benchmarks/render.py [--threads 2] [--rows 896] [--device cuda]
 
 Evaluates strips as `cpikan-hr render` does, without writing them. Per kind of field one entry with megapixels per
 second of wall time and per second of CPU time (all threads), and `over_limit`, the former over what is asked for:
@@ -10,6 +10,8 @@ second of wall time and per second of CPU time (all threads), and `over_limit`, 
 import argparse
 import json
 import time
+
+from device import add_device
 
 WIDTH, STRIP = 9344, 112
 SPARSE = {"tile": 16, "overlap": 0.125, "network": {"kind": "chebyshev2d", "degree": None, "sparse": True}}
@@ -28,6 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rows", type=int, default=896)
+    add_device(parser)
     args = parser.parse_args()
     import torch
 
@@ -39,8 +42,9 @@ def main() -> None:
     prepare_process()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    xs = torch.arange(WIDTH, dtype=torch.float64) + 0.5
-    result = {"benchmark": "render", "threads": args.threads, "width": WIDTH, "rows": args.rows}
+    xs = torch.arange(WIDTH, dtype=torch.float64, device=args.device) + 0.5
+    wait = torch.cuda.synchronize if args.device == "cuda" else lambda: None
+    result = {"benchmark": "render", "device": args.device, "threads": args.threads, "width": WIDTH, "rows": args.rows}
     for name, (levels, limit) in FIELDS.items():
         field = Field.build(FieldOptions(levels=levels), (args.rows, WIDTH), 1)
         for level in field.levels:
@@ -51,14 +55,18 @@ def main() -> None:
                 network.set_terms(torch.full((network.tiles,), TERMS), index, torch.zeros(len(index)))
             for parameter in level.parameters():
                 parameter.data.normal_()
+        field.to(args.device)
 
         def strip(y: int, field: Field = field) -> None:
-            field.lattice(torch.arange(y, min(y + STRIP, args.rows), dtype=torch.float64) + 0.5, xs)
+            ys = torch.arange(y, min(y + STRIP, args.rows), dtype=torch.float64, device=args.device) + 0.5
+            field.lattice(ys, xs)
 
         strip(0)
+        wait()
         wall, cpu = time.perf_counter(), time.process_time()
-        for _ in in_threads(strip, range(0, args.rows, STRIP)):
+        for _ in in_threads(strip, range(0, args.rows, STRIP), args.device):
             pass
+        wait()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         pixels = args.rows * WIDTH / 1e6
         speed = {"mpx_per_s": round(pixels / wall, 2), "mpx_per_cpu_s": round(pixels / cpu, 2)}

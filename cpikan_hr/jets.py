@@ -237,8 +237,8 @@ def linear(jet: Jet, weight: Tensor, bias: Tensor | None = None) -> Jet:
 
     `jet.rows` `[T, R, P, in]`, `weight` `[T, in, out]`, `bias` `[T, out]` or None.
     """
-    tiles, count, points, _ = jet.rows.shape
-    rows = torch.bmm(jet.rows.reshape(tiles, count * points, -1), weight)
+    tiles, count, points, width = jet.rows.shape
+    rows = torch.bmm(jet.rows.reshape(tiles, count * points, width), weight)
     rows = rows.view(tiles, count, points, weight.shape[-1])
     if bias is not None:
         rows[:, 0] += bias.unsqueeze(1)  # in place: the GEMM's backward does not need its output

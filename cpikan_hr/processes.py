@@ -81,8 +81,13 @@ def launched() -> Iterator[Processes]:
         torch.distributed.destroy_process_group()
 
 
+def flagged(name: str) -> bool:
+    """Whether `accelerate launch` has set this variable of the environment to true."""
+    return os.environ.get(name, "false").lower() in ("1", "true", "yes")
+
+
 def compute_device() -> torch.device:
     """This process's GPU, the CPU where there is none or the launch file says `use_cpu`."""
-    if not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes"):
+    if not torch.cuda.is_available() or flagged("ACCELERATE_USE_CPU"):
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())

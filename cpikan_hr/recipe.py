@@ -197,13 +197,6 @@ class LevelOptions(Section):
             raise ValueError("`degree: null` needs tiles of a number of pixels: give `tile`")
         return self
 
-    def grown(self, units: int) -> dict:
-        """Options of the network that a growing level gives a tile with so many hidden units."""
-        if not units:
-            return {"kind": "chebyshev2d", "degree": 0}
-        options = self.network.model_dump() | {"hidden": [units]}
-        return options | {"shared_constant": True, "layer_norm": False} if self.network.kind == "cpikan" else options
-
     @property
     def strides(self) -> list[int] | None:
         """Tile strides in px, largest first; None for a level given by `grid`."""
@@ -288,7 +281,8 @@ class TrainingOptions(Section):
     clip: float | None = Field(None, gt=0, description="largest gradient norm (null: off)")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights that are kept (null: off)")
     precision: Literal["no", "bf16", "fp16"] | None = Field(
-        None, description="mixed precision (null: as the accelerate file says); derivatives stay fp32"
+        None,
+        description="mixed precision (null: as the accelerate file says); interferometry and derivatives stay fp32",
     )
     sweep_every: int | None = Field(
         None, ge=1, description="updates between sweeps of local solves over grown tiles (null: off)"
@@ -323,6 +317,11 @@ class Recipe(Section):
         if self.problem.kind == "interferometry" and self.target.psnr is not None:
             raise ValueError("'target.psnr': heights have no full range: give target.rmse in nm")
         return self
+
+    @property
+    def full_precision(self) -> bool:
+        """Whether the loss sees phases or derivatives: 8 bits of a height are many wavelengths off."""
+        return self.problem.kind == "interferometry" or self.problem.laplacian > 0
 
 
 # ---------------------------------------------------------------- loading

@@ -26,23 +26,23 @@ def test_shipped_recipes_load_and_survive_a_round_trip(path):
 
 
 def test_options_of_the_command_line_override_the_file():
-    recipe = load_recipe(WAFER, ["--training.lr", "1e-3", "--field.levels.0.tile=[24,12]"])
-    assert recipe.training.lr == 1e-3 and recipe.field.levels[0].tile == [24, 12]
+    recipe = load_recipe(WAFER, ["--training.lr", "1e-3", "--field.levels.1.tile=[24,12]"])
+    assert recipe.training.lr == 1e-3 and recipe.field.levels[1].tile == [24, 12]
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
         (["--trainin.steps", "5"], "did you mean 'training'"),
-        (["--field.levels.0.network.degre", "5"], "did you mean 'degree'"),
+        (["--field.levels.1.network.degre", "5"], "did you mean 'degree'"),
         (["--training.steps", "five"], "'training.steps'"),
         (["--training.lr", "-1"], "'training.lr'"),
         (["--problem.kind", "pd"], "'problem.kind' must be one of"),
-        (["--field.levels.0.grid", "[2, 2]"], "either `tile`"),
-        (["--field.levels.0.tile", "[32, 12]"], "half the one before"),
-        (["--field.levels.0.overlap", "0.3"], "even number of px"),
-        (["--field.levels.0.grow", "true"], "`grow` needs"),
-        (["--field.levels.0.network.degree", "4"], "give `degree: null`"),
+        (["--field.levels.1.grid", "[2, 2]"], "either `tile`"),
+        (["--field.levels.1.tile", "[32, 12]"], "half the one before"),
+        (["--field.levels.1.overlap", "0.3"], "even number of px"),
+        (["--field.levels.1.grow", "true"], "`grow` needs"),
+        (["--field.levels.1.network.degree", "4"], "give `degree: null`"),
         (["--start.sweeps", "1"], "'start.sweeps': sweeps are over grown tiles"),
         (["--training.sweep_every", "5"], "'training.sweep_every': sweeps are over grown tiles"),
         (["--target.psnr", "40"], "give target.rmse in nm"),

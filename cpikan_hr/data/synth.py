@@ -98,7 +98,6 @@ def synth(
     seed: int = 0,
     bit_depth: int = 8,
     format: str | None = None,
-    scene: str = "wafer",
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -111,7 +110,7 @@ def synth(
     """
     out_dir = Path(out_dir)
     format = format or ("bmp" if bit_depth == 8 else "tiff")
-    _check(out_dir, size, wavelengths_um, steps, noise, seed, bit_depth, format, scene)
+    _check(out_dir, size, wavelengths_um, steps, noise, seed, bit_depth, format)
     camera = Camera(Wafer(size, seed), tuple(float(w) for w in wavelengths_um), steps, noise, bit_depth)
     part = out_dir.with_name(out_dir.name + ".part")
     n_frames = len(camera.wavelengths_um) * steps
@@ -190,9 +189,7 @@ def _write_yaml(folder: Path, camera: Camera, format: str) -> None:
     (folder / STACK_FILE).write_text(about + yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
 
-def _check(out_dir, size, wavelengths_um, steps, noise, seed, bit_depth, format, scene) -> None:
-    if scene != "wafer":
-        raise UserError(f"scene: {scene!r} is unknown; the one scene is 'wafer'")
+def _check(out_dir, size, wavelengths_um, steps, noise, seed, bit_depth, format) -> None:
     if min(size) < 1:
         raise UserError(f"size: {size[0]} x {size[1]}: give rows and columns of at least one pixel")
     if steps < MIN_STEPS:

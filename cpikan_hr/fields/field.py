@@ -76,8 +76,8 @@ class Field(nn.Module):
     def forward(self, points: Tensor, order: str = "value", active: int | None = None) -> Jet:
         """The jet [R, N, C] at float64 points [N, D]; only the recipe's first `active` levels contribute (None: all).
 
-        A level that does not contribute yet is evaluated at one point and weighted with zero, because data-parallel
-        backends wait for a gradient of every parameter.
+        A level that does not contribute yet is evaluated at no point, because data-parallel backends wait for a
+        gradient of every parameter.
         """
         rows = 0
         for number, group in enumerate(self.groups):
@@ -85,7 +85,7 @@ class Field(nn.Module):
                 if active is None or number < active:
                     rows = rows + level(points, order)
                 elif torch.is_grad_enabled():
-                    rows = rows + 0.0 * level(points[:1], order)
+                    rows = rows + level(points[:0], order).sum()
         return Jet(rows @ self.mix, order, points.shape[1])
 
     @torch.no_grad()
@@ -132,10 +132,18 @@ def level_shapes(choice: LevelOptions, extent: tuple[float, ...], window: str) -
             degree = tuple(max(0, round(2 * axis.half) - 1) for axis in grid.axes)
             shapes.append((grid, network | {"degree": degree}))
         elif choice.grow:
-            shapes += [(grid, choice.grown(units)) for units in range(1 + network["hidden"][0])]
+            shapes += [(grid, grown_network(choice, units)) for units in range(1 + network["hidden"][0])]
         else:
             shapes.append((grid, network))
     return shapes
+
+
+def grown_network(choice: LevelOptions, units: int) -> dict:
+    """Options of the network that a growing level gives a tile with so many hidden units."""
+    if not units:
+        return {"kind": "chebyshev2d", "degree": 0}
+    options = choice.network.model_dump() | {"hidden": [units]}
+    return options | {"shared_constant": True, "layer_norm": False} if choice.network.kind == "cpikan" else options
 
 
 def _build_level(

@@ -92,8 +92,9 @@ def add_lattice(level, out: Tensor, ys: Tensor, xs: Tensor, order: str) -> None:
             continue
         some, slots = (columns, slots) if active.all() else (columns.pick(active), slots[active])
         one = rows.pick(slice(i, i + 1))
-        target = _rows_of(out, one)
-        share = max(1, level.chunk // (one.local.shape[1] * some.local.shape[1] * len(out)))
+        terms = level.network.shape if separable else (1, 1)
+        column = max(len(out) * one.local.shape[1], terms[0])  # numbers per column of pixels of a tile
+        share = max(1, level.chunk // (column * max(some.local.shape[1], terms[1])))
         if separable:  # one basis along x serves a run of tiles
             pieces = [(part, slots[begin : begin + len(part.tiles)], step) for begin, part, step in runs(some)]
         else:
@@ -101,13 +102,12 @@ def add_lattice(level, out: Tensor, ys: Tensor, xs: Tensor, order: str) -> None:
         for part, chosen, step in pieces:
             for start in range(0, len(chosen), share):
                 piece = slice(start, start + share)
-                seen = part.pick(piece)
-                if separable:
-                    values = _separable(level, one, seen, chosen[piece], order, step is not None)
-                    _add(target, values[:, : target.shape[1]], seen, step)
-                    continue
-                for strip, cell in _cells(one, seen, max(1, level.chunk // len(out))):
+                for strip, cell in _cells(one, part.pick(piece), level.chunk, len(out), terms[0]):
                     place = _rows_of(out, strip)
+                    if separable:
+                        values = _separable(level, strip, cell, chosen[piece], order, step is not None)
+                        _add(place, values[:, : place.shape[1]], cell, step)
+                        continue
                     values = _scattered(level, strip, cell, chosen[piece], order)[:, : place.shape[1]]
                     for begin, run, step_of_run in runs(cell):
                         _add(place, values[..., begin : begin + len(run.tiles), :], run, step_of_run)
@@ -118,14 +118,18 @@ def _rows_of(out: Tensor, row: Span) -> Tensor:
     return out[:, int(row.first) : int(row.first) + int(row.count)]
 
 
-def _cells(row: Span, columns: Span, points: int) -> Iterator[tuple[Span, Span]]:
-    """One tile in parts of at most so many points. Several tiles come in one part: they were counted before."""
+def _cells(row: Span, columns: Span, chunk: int, rows: int, terms: int) -> Iterator[tuple[Span, Span]]:
+    """One tile in parts of at most `chunk` jet rows x points, or x terms along y of a separable one.
+
+    Tall before wide, since contractions along x serve all rows. Several tiles come in one part: they were counted
+    before.
+    """
     height, width = row.local.shape[1], columns.local.shape[1]
-    if len(columns.tiles) > 1 or height * width <= points:
+    if len(columns.tiles) > 1 or max(rows * height, terms) * width <= chunk:
         yield row, columns
         return
-    width = min(width, points)
-    for strip in row.cut(points // width):
+    width = max(1, chunk // max(rows * height, terms))
+    for strip in row.cut(max(1, chunk // max(rows * width, terms))):
         for cell in columns.cut(width):
             yield strip, cell
 

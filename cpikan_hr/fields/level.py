@@ -104,7 +104,7 @@ class Level(nn.Module):
         dispatch = self.dispatch(points, order)
         rows = self.mean.new_zeros(row_count(order, points.shape[1]), len(points) + 1, self.mean.shape[1])
         padded = torch.cat([points, points.new_zeros(1, points.shape[1])])
-        step = max(1, self.chunk // (dispatch.points.shape[1] * rows.shape[0]))
+        step = max(1, self.chunk // max(1, dispatch.points.shape[1] * rows.shape[0]))
         for start in range(0, len(dispatch.tiles), step):
             part = slice(start, start + step)
             numbers = dispatch.points[part]
@@ -128,17 +128,18 @@ class Level(nn.Module):
 
     @torch.no_grad()
     def dispatch(self, points: Tensor, order: str) -> Dispatch:
-        """Sends every point to the active tiles whose window is positive there."""
+        """Sends every point to the active tiles whose window is positive there.
+
+        Where there is none, the first tile gets no point: data-parallel backends wait for a gradient of every
+        parameter, and that of an empty batch is zero whatever the parameters are (zero times an evaluated NaN is not).
+        """
         point, tile, window = self.tile_grid.cover(points, order)
         if self.active is not None:
             here = self.slots_of(tile) >= 0
             point, tile, window = point[here], tile[here], window[here]
-            if not len(tile):  # data-parallel backends wait for every gradient: one point with a window of zero
-                point, tile, window = (
-                    point.new_zeros(1),
-                    self.active[:1].long(),
-                    window.new_zeros(1, row_count(order, points.shape[1])),
-                )
+        if not len(tile):
+            first = self.active_tiles[:1]
+            return Dispatch(first, self.slots_of(first), point.view(1, 0), window.view(1, 0, window.shape[1]))
         tile, by_tile = torch.sort(tile, stable=True)
         point, window = point[by_tile], window[by_tile]
         tiles, counts = torch.unique_consecutive(tile, return_counts=True)

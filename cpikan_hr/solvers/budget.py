@@ -17,8 +17,8 @@ from cpikan_hr.parallel import in_threads
 from cpikan_hr.recipe import LevelOptions, StartOptions, TargetOptions
 from cpikan_hr.solvers import growth
 from cpikan_hr.solvers.blocks import Block, ReadTarget, blocks_of
-from cpikan_hr.solvers.leaves import Size, choose, coefficients, sizes_of, thresholds
-from cpikan_hr.solvers.spectral import exists, read
+from cpikan_hr.solvers.leaves import Size, choose, coefficients, exists, sizes_of, thresholds
+from cpikan_hr.solvers.spectral import read
 
 SAMPLED = 2**20  # pixels looked at
 GROWN = 2**18  # pixels whose networks are grown to find the price
@@ -53,7 +53,7 @@ class Sample:
                 break
             block: Block = blocks[number]
             data = read(field, group, target, shape, block, self.sizes, halo, start)
-            present = [exists(block, size, coarsest) for size in self.sizes]
+            present = [exists(block, size, coarsest, field.device) for size in self.sizes]
             scaled = [coefficients(data, size) for size in self.sizes]
             self.parts.append((scaled, [thresholds(data, size, 0.0, start.threshold) for size in self.sizes], present))
             self.pixels += self._inside(block, coarsest.stride)

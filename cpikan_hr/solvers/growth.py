@@ -18,30 +18,22 @@ import torch
 from torch import Tensor
 
 from cpikan_hr.fields import Field
+from cpikan_hr.fields.field import grown_network
 from cpikan_hr.fields.tiles import TileGrid
 from cpikan_hr.networks import build_network
 from cpikan_hr.parallel import in_threads
 from cpikan_hr.recipe import LevelOptions
 from cpikan_hr.solvers.blocks import Block, Pixels, ReadTarget, blocks_of, read_block, shares_of
 from cpikan_hr.solvers.gauss_newton import Unit, features, levenberg_marquardt
-from cpikan_hr.solvers.leaves import Size, sizes_of
+from cpikan_hr.solvers.grown_networks import unit_of, write
+from cpikan_hr.solvers.leaves import Size, exists, sizes_of
 from cpikan_hr.solvers.quadtree import prune
-from cpikan_hr.solvers.spectral import exists
 
 BLOCK = 2**16  # pixels of one block
 DICTIONARY = 512  # entries
 GROWING, POLISHING = 8, 20  # iterations of a ladder's rung, and of the network chosen at last
 PRIOR = 1e-2  # of the hidden weights, over the variance of the picture (see `Unit.penalty`)
 MATCHED = 256  # tiles compared with the dictionary at once
-
-
-def unit_of(choice: LevelOptions) -> Unit:
-    """The hidden unit of a recipe's growing level."""
-    network = choice.network
-    if network.kind == "siren":
-        return Unit("siren", 1, 1, first_omega=network.first_omega)
-    degrees = [network.degree] * 2 if isinstance(network.degree, int) else network.degree
-    return Unit("cpikan", degrees[0], degrees[1], network.first_input_map, network.input_map)
 
 
 @dataclass
@@ -188,7 +180,7 @@ class Grown:
         self.block, self.unit, self.sizes, self.prior = block, unit, sizes, prior
         self.channels = pixels.values.shape[0]
         self.shapes = [(block.rows * f, block.columns * f) for f in (sizes[0].stride // size.stride for size in sizes)]
-        self.present = [exists(block, size, sizes[0]).to(pixels.values.device) for size in sizes]
+        self.present = [exists(block, size, sizes[0], pixels.values.device) for size in sizes]
         self.ladders: list[Ladder] = []
         cap = None
         for k in reversed(range(len(sizes))):  # fine to coarse: a coarse tile knows what its children cost
@@ -331,7 +323,9 @@ def set_networks(field: Field, group: int, choice: LevelOptions, pieces: dict) -
             order = torch.argsort(tiles)
             tiles, last = tiles[order], torch.cat([piece[2] for piece in found])[order] / field.spread.cpu()[:, None]
             units = place % per_size
-            network = build_network(tiles=len(tiles), in_features=2, out_features=channels, **choice.grown(units))
+            network = build_network(
+                tiles=len(tiles), in_features=2, out_features=channels, **grown_network(choice, units)
+            )
             if units:
                 write(network, unit, torch.cat([piece[1] for piece in found])[order], last)
             else:
@@ -339,14 +333,3 @@ def set_networks(field: Field, group: int, choice: LevelOptions, pieces: dict) -
         level.set_tiles(tiles, network, channels)
         level.scale.copy_(field.spread)
         level.to(device)
-
-
-def write(network, unit: Unit, w: Tensor, last: Tensor, slots: Tensor | None = None) -> None:
-    """Hidden weights [t, h, 1 + 2 degree] and last layers [t, C, h terms + 1] into the parameters of tiles `slots`."""
-    if unit.kind == "siren":
-        first = w.transpose(1, 2) / unit.first_omega
-    else:
-        terms = w[..., 1:].unflatten(-1, (2, unit.degree)).permute(0, 3, 2, 1).flatten(1, 2)  # degree-major, y then x
-        first = torch.cat([w[:, None, :, 0], terms], 1)
-    network.layers[0].assign(slots, first)
-    network.set_last(slots, torch.cat([last[..., -1:], last[..., :-1]], -1).transpose(1, 2))

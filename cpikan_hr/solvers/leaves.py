@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cpikan_hr.fields import Field
-from cpikan_hr.solvers.blocks import Pixels
+from cpikan_hr.solvers.blocks import Block, Pixels
 from cpikan_hr.solvers.quadtree import prune
 
 
@@ -61,6 +61,14 @@ def thresholds(pixels: Pixels, size: Size, price: float, sigmas: float) -> Tenso
     sums = both.unfold(1, size.pixels, size.stride).unfold(2, size.pixels, size.stride).sum((3, 4))
     noise = (sums[0] / sums[1].clamp_min(1)).sqrt() * (sigmas * size.share)
     return noise.clamp_min(price)[:, :, None, None, None]
+
+
+def exists(block: Block, size: Size, coarsest: Size, device: torch.device) -> Tensor:
+    """Which tiles of a block lie in the grid, [ny, nx]."""
+    factor = coarsest.stride // size.stride
+    y = block.row * factor + torch.arange(block.rows * factor, device=device)
+    x = block.column * factor + torch.arange(block.columns * factor, device=device)
+    return (y < size.counts[0])[:, None] & (x < size.counts[1])
 
 
 def choose(scaled: list[Tensor], limits: list[Tensor], present: list[Tensor]) -> list[Tensor]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from cpikan_hr.fields import Field
 from cpikan_hr.networks import Chebyshev2D
@@ -21,17 +20,9 @@ from cpikan_hr.parallel import in_threads
 from cpikan_hr.recipe import StartOptions
 from cpikan_hr.solvers.averaging import read_averaged
 from cpikan_hr.solvers.blocks import Block, Pixels, ReadTarget, blocks_of, read_block, shares_of
-from cpikan_hr.solvers.leaves import Size, choose, coefficients, sizes_of, thresholds
+from cpikan_hr.solvers.leaves import Size, choose, coefficients, exists, sizes_of, thresholds
 
 BLOCK = 2**18  # pixels of one block: all sizes' coefficients of it stay in the last-level cache
-
-
-def exists(block: Block, size: Size, coarsest: Size) -> Tensor:
-    """Which tiles of a block lie in the grid, [ny, nx]."""
-    factor = coarsest.stride // size.stride
-    y = block.row * factor + torch.arange(block.rows * factor)
-    x = block.column * factor + torch.arange(block.columns * factor)
-    return (y < size.counts[0])[:, None] & (x < size.counts[1])
 
 
 @dataclass
@@ -77,7 +68,7 @@ def fit_block(
     """Chooses leaves and terms of one block and adds them to `terms`."""
     scaled = [coefficients(pixels, size) for size in sizes]
     limits = [thresholds(pixels, size, price, sigmas) for size in sizes]
-    present = [exists(block, size, sizes[0]).to(pixels.values.device) for size in sizes]
+    present = [exists(block, size, sizes[0], pixels.values.device) for size in sizes]
     leaves = choose(scaled, limits, present)
     for size, coefficient, limit, leaf in zip(sizes, scaled, limits, leaves, strict=True):
         chosen = coefficient[leaf]  # [t, C, M, N]

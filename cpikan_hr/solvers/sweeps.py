@@ -15,24 +15,12 @@ from cpikan_hr.processes import Processes
 from cpikan_hr.recipe import LevelOptions
 from cpikan_hr.solvers.blocks import Block, Pixels, ReadTarget, blocks_of, read_block, shares_of
 from cpikan_hr.solvers.gauss_newton import Unit, features, levenberg_marquardt
-from cpikan_hr.solvers.growth import BLOCK, growing_sizes, prior_of, tile_data, tile_windows, unit_of, write
+from cpikan_hr.solvers.grown_networks import read, unit_of, write
+from cpikan_hr.solvers.growth import BLOCK, growing_sizes, prior_of, tile_data, tile_windows
 from cpikan_hr.solvers.leaves import Size
 
 COLOURS = ((0, 0), (0, 1), (1, 0), (1, 1))
 ITERATIONS = 4  # of each tile's solve in a sweep: the neighbours move as well
-
-
-def read(network, unit: Unit) -> tuple[Tensor, Tensor]:
-    """Hidden weights [t, h, 1 + 2 degree] and last layers [t, C, h terms + 1] of a grown network: undoes `write`."""
-    if unit.kind == "siren":
-        first, last = network.layers[0], network.layers[-1]
-        w = torch.cat([first.bias[:, None], first.weight], 1).transpose(1, 2) * unit.first_omega
-        return w.detach().clone(), torch.cat([last.weight.transpose(1, 2), last.bias[..., None]], -1).detach().clone()
-    first, last = network.layers
-    terms = first.coefficients.permute(0, 2, 1, 3).flatten(2)  # [t, h, y's then x's]
-    w = torch.cat([first.constant[..., None], terms], -1)
-    ends = last.coefficients.permute(0, 2, 3, 1).flatten(2)  # [t, C, terms h]
-    return w.detach().clone(), torch.cat([ends, last.constant[..., None]], -1).detach().clone()
 
 
 @torch.no_grad()
@@ -95,32 +83,33 @@ def _solve(
     if level.network is None:
         return None
     factor = coarsest.stride // size.stride
-    y = block.row * factor + torch.arange(block.rows * factor)
-    x = block.column * factor + torch.arange(block.columns * factor)
+    device = pixels.values.device
+    y = block.row * factor + torch.arange(block.rows * factor, device=device)
+    x = block.column * factor + torch.arange(block.columns * factor, device=device)
     there = (y < size.counts[0])[:, None] & (x < size.counts[1])
     there &= (y % 2 == colour[0])[:, None] & (x % 2 == colour[1])
     number = y[:, None] * size.counts[1] + x
-    slots = level.slots_of(torch.where(there, number, 0)).cpu()
+    slots = level.slots_of(torch.where(there, number, 0))
     chosen = torch.nonzero((there & (slots >= 0)).flatten())[:, 0]
     if not len(chosen):
         return None
     slots = slots.flatten()[chosen]
     window = tile_windows(level.tile_grid, size, block, coarsest)
     seen = tile_data(Pixels(inside[None], None, None), size)[chosen, 0]
-    weight = seen if window is None else seen * window[chosen].to(seen)
+    weight = seen if window is None else seen * window.to(seen)[chosen]
     residual = tile_data(pixels, size)[chosen] * seen[:, None]
     scale = level.scale[0]
     if not units:
         constant = level.network.coefficients[slots, :, :1] * scale[:, None]  # [t, C, 1]
         energy = weight.square().sum(-1).clamp_min(1e-12)
         constant = constant + (residual * weight[:, None]).sum(-1, keepdim=True) / energy[:, None, None]
-        return slots, None, constant.cpu()
-    w, last = (part[slots] for part in read(level.network, unit))
+        return slots.cpu(), None, constant.cpu()
+    w, last = read(level.network, unit, slots)
     phi = unit.inputs(size.pixels, size.pixels).to(residual)
     a, _ = features(unit, phi, w, weight)
     data = residual + torch.bmm(last * scale[:, None], a)
     w, last, _ = levenberg_marquardt(unit, phi, data, w, ITERATIONS, weight, prior, damping=1e-2)
-    return slots, w.cpu(), last.cpu()
+    return slots.cpu(), w.cpu(), last.cpu()
 
 
 def _assign(level: Level, unit: Unit, slots: Tensor, w: Tensor | None, last: Tensor) -> None:

@@ -23,6 +23,7 @@ from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs
 
 from cpikan_hr.errors import UserError
+from cpikan_hr.processes import compute_device, flagged
 from cpikan_hr.training import operators
 
 PRECISIONS = ("no", "bf16", "fp16")
@@ -54,9 +55,9 @@ def make_accelerator(
     """
     if precision not in (None, *PRECISIONS):
         raise UserError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
-    gpu = torch.cuda.is_available() and not _flag("ACCELERATE_USE_CPU")
-    deepspeed = _flag("ACCELERATE_USE_DEEPSPEED")
-    if _flag("ACCELERATE_USE_FSDP") and not gpu:
+    gpu = compute_device().type == "cuda"
+    deepspeed = flagged("ACCELERATE_USE_DEEPSPEED")
+    if flagged("ACCELERATE_USE_FSDP") and not gpu:
         raise UserError(
             "FSDP2 needs a GPU (Accelerate offers it only beside an accelerator); "
             "on CPUs launch with accelerate_configs/zero3.yaml or ddp_cpu.yaml"
@@ -224,7 +225,3 @@ def _check_ranks(accelerator: Accelerator) -> None:
             f"{launched} processes were launched, torch.distributed joins {grouped} and Accelerate counts {counted}: "
             "each would train alone; launch with a file of accelerate_configs/ and without --cpu"
         )
-
-
-def _flag(name: str) -> bool:
-    return os.environ.get(name, "false").lower() in ("1", "true", "yes")

@@ -42,10 +42,13 @@ def train(recipe: Recipe) -> Path:
     began = time.perf_counter()
     options, run = recipe.training, Path(recipe.output)
     accelerator = make_accelerator(
-        precision=options.precision, accumulate=options.accumulate, clip=options.clip, offload_folder=run
+        precision="no" if recipe.full_precision else options.precision,
+        accumulate=options.accumulate,
+        clip=options.clip,
+        offload_folder=run,
     )
-    if options.precision in ("bf16", "fp16") and (recipe.problem.laplacian) and accelerator.is_main_process:
-        print(f"note: derivatives stay in fp32; {options.precision} applies to none of this recipe's loss", flush=True)
+    if options.precision in ("bf16", "fp16") and recipe.full_precision and accelerator.is_main_process:
+        print(f"note: phases and derivatives stay in fp32; {options.precision} is left out of this run", flush=True)
     shares = accelerator.num_processes * options.accumulate
     if recipe.batch.blocks < shares:
         raise UserError(

@@ -226,3 +226,24 @@ def test_a_level_that_has_not_joined_yet_adds_nothing_and_still_gets_a_gradient(
     assert torch.equal(jet.rows, alone)
     jet.value.sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() == 0 for p in field.levels[1].parameters())
+
+
+@pytest.mark.parametrize("order", ["value", "gradient", "laplacian", "hessian"])
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network["kind"])
+def test_nothing_leaks_from_tiles_that_no_point_sees(network, order):
+    """Neither of a level that has not joined yet nor of one with other tiles: finite values, gradients of zero."""
+    options = FieldOptions(levels=[{"tile": 8, "network": NETWORKS[0]}, {"tile": 8, "network": network}])
+    field = Field.build(options, (32, 32), 2, active={1: torch.tensor([5, 15])})
+    points = torch.rand(9, 2, dtype=torch.float64) * 4
+    with torch.no_grad():
+        for parameter in field.levels[0].parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(0))
+        for parameter in field.levels[1].parameters():
+            parameter.fill_(float("nan"))
+    alone = field(points, order, active=1)
+    field(points, order).rows.square().sum().backward()
+    assert alone.rows.isfinite().all() and torch.equal(alone.rows, field(points, order).rows)
+    assert all((p.grad is not None) and (p.grad == 0).all() for p in field.levels[1].parameters())
+    joining = torch.autograd.grad(alone.rows.square().sum(), list(field.levels[1].parameters()))
+    assert all((gradient == 0).all() for gradient in joining)
+    assert all(p.grad.isfinite().all() for p in field.levels[0].parameters())

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from test_field import NETWORKS, random_field
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cpikan_hr.fields import Field
+from cpikan_hr.fields.lattice import add_lattice
 from cpikan_hr.jets import row_count
 from cpikan_hr.recipe import FieldOptions
 
@@ -35,6 +37,41 @@ def test_one_large_tile_is_evaluated_chunk_by_chunk(network, shape, order):
     calls.clear()
     whole = field.lattice(ys, xs, order)
     assert calls == [work] and (found - whole).norm() <= 1e-12 * whole.norm()
+
+
+class Largest(TorchDispatchMode):
+    """Notes the size of the largest tensor made, views of `known` left out."""
+
+    def __init__(self, known: torch.Tensor):
+        super().__init__()
+        self.known, self.size = known.untyped_storage().data_ptr(), 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        made = function(*arguments, **(options or {}))
+        for tensor in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() != self.known:
+                self.size = max(self.size, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return made
+
+
+@pytest.mark.parametrize("order", ["value", "hessian"])
+@pytest.mark.parametrize("shape", [(40, 900), (900, 40), (3, 4000), (4000, 3)], ids=str)
+def test_the_temporaries_of_one_large_separable_tile_are_bounded(shape, order):
+    options = FieldOptions(levels=[{"grid": [1, 1], "network": {"kind": "chebyshev2d", "degree": 15}}], chunk=CHUNK)
+    (level,) = Field.build(options, shape, 1).double().levels
+    with torch.no_grad():
+        level.network.coefficients.normal_(generator=torch.Generator().manual_seed(0))
+    ys, xs = (torch.arange(size, dtype=torch.float64) + 0.5 for size in shape)
+    found = torch.zeros(row_count(order, 2), shape[0], 1, 2 * shape[1], dtype=torch.float64)
+    whole = torch.zeros_like(found)
+    with torch.no_grad(), Largest(found) as largest:
+        add_lattice(level, found, ys, xs, order)
+    assert largest.size <= max(6 * max(shape), 3 * CHUNK)  # windows of an axis, bases with two derivatives
+    level.chunk = 2**30
+    with torch.no_grad(), Largest(whole) as largest:
+        add_lattice(level, whole, ys, xs, order)
+    assert largest.size >= row_count(order, 2) * shape[0] * shape[1]
+    assert (found - whole).norm() <= 1e-12 * whole.norm()
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 1.0])

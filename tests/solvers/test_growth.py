@@ -8,15 +8,16 @@ import torch
 from cases import GROWN, GROWN_SIREN, field_of, mean_square, natural, on_ranks, psnr, reader, recipe_of, rendered
 
 from cpikan_hr.fields import TileGrid
+from cpikan_hr.fields.field import grown_network
 from cpikan_hr.networks import build_network
 from cpikan_hr.processes import ALONE
 from cpikan_hr.solvers import growth, start, sweeps
 from cpikan_hr.solvers.blocks import Block, blocks_of, read_block
 from cpikan_hr.solvers.gauss_newton import features
-from cpikan_hr.solvers.growth import Grown, growing_sizes, set_networks, tile_data, tile_windows, unit_of, write
-from cpikan_hr.solvers.spectral import Size
+from cpikan_hr.solvers.grown_networks import read, unit_of, write
+from cpikan_hr.solvers.growth import Grown, growing_sizes, set_networks, tile_data, tile_windows
+from cpikan_hr.solvers.leaves import Size
 from cpikan_hr.solvers.start import fit_field
-from cpikan_hr.solvers.sweeps import read
 
 both_kinds = pytest.mark.parametrize("network", [GROWN, GROWN_SIREN], ids=["cpikan", "siren"])
 
@@ -86,7 +87,7 @@ def test_what_is_written_is_read_back(network):
     choice = choice_of([level(8, network)])
     unit, generator = unit_of(choice), torch.Generator().manual_seed(1)
     for units in (1, 3):
-        built = build_network(tiles=5, in_features=2, out_features=2, **choice.grown(units))
+        built = build_network(tiles=5, in_features=2, out_features=2, **grown_network(choice, units))
         before = [part.clone() for part in read(built, unit)]
         w = torch.randn(2, units, 1 + 2 * unit.degree, generator=generator)
         last = torch.randn(2, 2, units * unit.terms + 1, generator=generator)

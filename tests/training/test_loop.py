@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cpikan_hr.data.sampling import PixelSampler
 from cpikan_hr.train import main as train
 from cpikan_hr.training import loop
 from cpikan_hr.training.weights import load_field
@@ -116,3 +118,74 @@ def test_sweeps_between_steps_are_refused_before_the_start_where_weights_are_sha
     refused = launch("zero2", *words, str(tmp_path / "run"))
     assert refused.codes != [0] and refused.output.count("error: training.sweep_every needs plain weights") == 1
     assert "parameters" not in refused.output and not (tmp_path / "run").exists()
+
+
+def test_checkpoints_by_the_clock_are_made_when_due_and_resumed_exactly(tmp_path, monkeypatch):
+    words, run = write(tmp_path, [SPARSE], 25, steps=8, checkpoint_minutes=0.75, keep=9), tmp_path / "run"
+    now = [0.0]
+
+    class Slow(loop.Tracker):  # 20 seconds a step
+        def update(self, pixels: int) -> None:
+            super().update(pixels)
+            now[0] += 20
+
+    monkeypatch.setattr(loop, "Tracker", Slow)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    assert train([*words, str(run)]) == 0
+    whole, checkpoints = losses(run), sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert checkpoints == ["step_00000003", "step_00000006"]  # after 60 and 120 s
+    assert train([*words, str(run), "--resume", str(run / "checkpoints" / checkpoints[0])]) == 0
+    assert len(whole) == 8 and losses(run) == pytest.approx(whole, rel=1e-6)
+
+
+def test_checkpoints_by_the_clock_are_agreed_on_by_two_processes(tmp_path):
+    words = ["-m", "cpikan_hr.train", *write(tmp_path, [SPARSE], 25, steps=4, checkpoint_minutes=1e-9, keep=9)]
+    run = tmp_path / "run"
+    launch("ddp_cpu", *words, str(run)).check()
+    whole = losses(run)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [f"step_{k:08d}" for k in range(1, 5)]
+    launch("ddp_cpu", *words, str(run), "--resume", str(run / "checkpoints" / "step_00000002")).check()
+    assert len(whole) == 4 and losses(run) == pytest.approx(whole, rel=1e-6)
+
+
+@pytest.mark.parametrize(("where", "config"), [("data", "ddp_cpu"), ("weight", "ddp_cpu"), ("data", "zero2")])
+def test_a_fault_in_one_tile_on_one_rank_stops_all_before_the_update(where, config, tmp_path):
+    level = {"tile": 16, "overlap": 0.0, "network": {"kind": "chebyshev2d", "degree": 3}}
+    words = write(tmp_path, [level], 25, steps=6)
+    tree = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    tree["batch"] = {"blocks": 4, "size": 48, "stride": 2}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    tile = 9 if where == "weight" else seen_by_rank_one(tree, step=3)
+    stopped = launch(config, "tests/training/faulty.py", where, "1", "3", str(tile), *words, str(tmp_path / "run"))
+    assert stopped.codes != [0]
+    for rank in (0, 1):
+        told = json.loads((tmp_path / f"fault_{rank}.json").read_text())
+        assert told == {"step": 3, "tile": tile, "rank": 1, "what": "loss", "unchanged": True, "code": 2}
+    named = f"tile {tile} of levels.0.network.coefficients, rank 1"
+    assert f"error: loss is not finite at step 3, {named}: all ranks stopped before the update" in stopped.output
+    assert not (tmp_path / "run" / "field.safetensors").exists()
+
+
+def seen_by_rank_one(tree: dict, step: int) -> int:
+    """The last tile, of 16 px in a picture of 64 x 96, in which the second of two ranks draws a pixel."""
+    batch = tree["batch"]
+    draws = PixelSampler((64, 96), batch["blocks"], batch["size"], batch["stride"], seed=0).draws(step, 1, 2)
+    return max(int((draw.iy // 16 * 6 + draw.ix // 16).max()) for draw in draws)
+
+
+@pytest.mark.parametrize("config", ["ddp_cpu", "zero3"])
+def test_levels_that_join_one_after_another_train_alike_on_two_processes(config, tmp_path):
+    """Some have no point yet, and of others a process sees no tile: all take part in every collective."""
+    joining = [
+        {"grid": [1, 1], "network": {"kind": "cpikan", "hidden": [4], "degree": 4}},
+        {"tile": 24, "network": {"kind": "siren", "hidden": [4], "first_omega": 3.0}},
+        {"tile": 8, "network": {"kind": "chebyshev2d", "degree": 2}},
+    ]
+    words = write(tmp_path, joining, 25, steps=6, lr=1e-3)
+    tree = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    tree["field"]["mode"], tree["batch"] = "progressive", {"blocks": 2, "size": 16, "stride": 2}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    run_alone("-m", "cpikan_hr.train", *words, str(tmp_path / "one")).check()
+    launch(config, "-m", "cpikan_hr.train", *words, str(tmp_path / "two")).check()
+    assert len(losses(tmp_path / "two")) == 6
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)

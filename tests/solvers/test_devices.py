@@ -1,0 +1,69 @@
+"""The start works on one device: nothing that is computed there meets a tensor left on the CPU."""
+
+import numpy as np
+import pytest
+import torch
+from cases import GROWN, GROWN_SIREN, SPARSE, field_of, natural, reader, recipe_of
+from pretended import DEVICE, DeviceMix, Pretended, pretending
+
+from cpikan_hr.processes import ALONE
+from cpikan_hr.solvers import budget, growth, spectral, start
+
+LEVELS = {
+    "sparse": [{"tile": [16, 8], "overlap": 0.25, "network": SPARSE}],
+    "last_layers": [
+        {"grid": [1, 1], "network": {"kind": "cpikan", "hidden": [4], "degree": 3}},
+        {"tile": 12, "overlap": 0.5, "network": {"kind": "chebyshev2d", "degree": 3}},
+        {"tile": [16, 8], "overlap": 0.25, "network": SPARSE},
+    ],
+    "grown_cpikan": [{"tile": [16, 8], "overlap": 0.5, "grow": True, "network": GROWN}],
+    "grown_siren": [{"tile": [16, 8], "overlap": 0.5, "grow": True, "network": GROWN_SIREN}],
+}
+CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))
+
+
+def solve(levels: list[dict], noisy: bool, device) -> tuple[list[dict], torch.Tensor]:
+    """Contributions of the levels on a picture, and jets of the field; `noisy`: pixels unknown and noise given."""
+    picture = natural("coffee", 100, 200)[:48, :64]
+    weight, noise = np.ones(picture.shape[:2], np.float32), np.full(picture.shape[:2], 2, np.float32)
+    weight[5:9, 5:20] = 0
+    grows = "grow" in levels[0]
+    recipe = recipe_of(levels, target={} if noisy and not grows else {"psnr": 38}, start={"sweeps": int(grows)})
+    read = reader(picture, weight, noise) if noisy else reader(picture)
+    field = field_of(levels, picture).to(device)
+    rows = start.fit_field(field, read, picture.shape[:2], recipe, 255.0, ALONE)
+    points = torch.rand(99, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 48
+    with torch.no_grad():
+        value = field(points.to(device), "laplacian").rows
+    assert value.device == torch.device(device) or device == "cuda"
+    return rows, value.cpu()
+
+
+@pytest.mark.parametrize("noisy", [False, True], ids=["known", "noisy"])
+@pytest.mark.parametrize("name", LEVELS)
+@pytest.mark.parametrize("device", [CUDA, pytest.param(DEVICE, id="pretended")])
+def test_a_device_solves_what_the_cpu_solves(device, name, noisy, monkeypatch):
+    expected, value = solve(LEVELS[name], noisy, "cpu")
+    if device == "cuda":
+        found, there = solve(LEVELS[name], noisy, device)
+    else:
+        for module in (budget, growth, spectral, start):  # threads would not know that they pretend
+            monkeypatch.setattr(module, "in_threads", lambda function, items, _: (function(item) for item in items))
+        with pretending():
+            found, there = solve(LEVELS[name], noisy, device)
+    tolerance = 0.02 if device == "cuda" else 1e-6  # rounding moves terms across their threshold
+    for row, other in zip(expected, found, strict=True):
+        assert other["params"] == pytest.approx(row["params"], rel=tolerance)
+        assert other["rmse"] == pytest.approx(row["rmse"], rel=tolerance)
+    if device != "cuda":
+        assert torch.allclose(there, value, rtol=1e-5, atol=1e-5)
+
+
+def test_the_pretended_device_refuses_what_cuda_refuses():
+    with pretending():
+        there, here = torch.arange(4, device=DEVICE), torch.arange(4)
+        assert isinstance(there + 1, Pretended) and (there * torch.tensor(2)).tolist() == [0, 2, 4, 6]
+        assert there[here].tolist() == here.tolist() == there.cpu().tolist()
+        for mixed in (lambda: there + here, lambda: here[there], lambda: torch.searchsorted(there, here)):
+            with pytest.raises(DeviceMix):
+                mixed()
