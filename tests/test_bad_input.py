@@ -218,7 +218,7 @@ def test_evaluate_against_a_bad_reference(case, run, tmp_path, capfd):
         (["--resume", "elsewhere"], "elsewhere is not a checkpoint"),
         (["--batch.blocks", "1", "--training.accumulate", "2"], "batch.blocks is 1"),
         (["loose"], "'loose' is not an option"),
-        (["--field.levels.0.network.degree", "15"], "give `degree: null`"),
+        (["--field.levels.1.network.degree", "15"], "give `degree: null`"),
         (["--field.levels.0.network", "{kind: siren, hidden: []}"], "at least one hidden layer"),
         (["--field.levels.0.network", "{kind: cpikan, hidden: [-1]}"], "a layer has from 1"),
         (["--field.levels.0.network", "{kind: cpikan, hidden: [0]}"], "a layer has from 1"),
