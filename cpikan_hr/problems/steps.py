@@ -17,6 +17,7 @@ from cpikan_hr.errors import UserError
 from cpikan_hr.problems.orders import OrderSearch
 from cpikan_hr.problems.phases import Demodulator
 
+FEW = 20_000  # pixels on which the unknowns converge first
 CHUNK = 8192  # pixels whose derivatives are held at a time
 ROUNDS, ITERATIONS = 12, 6  # decodes of the sample, and Gauss-Newton iterations after each
 CONVERGED = 1e-6  # rad: largest change of a step
@@ -51,18 +52,26 @@ def refine(
 
     UserError: the frames do not determine them.
     """
+    known = wavelengths_um, height_range_um
+    few = frames[..., :: max(1, frames.shape[-1] // FEW)]
+    if harmonic:  # by itself first: beside a strong harmonic, steps fitted too would follow pixels of wrong order
+        start = _converge(few, *known, start, False, True)
+    if steps:
+        start = _converge(few, *known, start, True, harmonic)
+    return _converge(frames, *known, start, steps, harmonic)
+
+
+def _converge(frames, wavelengths_um, height_range_um, start: Shared, steps: bool, harmonic: bool) -> Shared:
     fit = _Fit(frames, wavelengths_um, height_range_um, start, steps, harmonic)
     if fit.freedom < 1 or frames.shape[-1] <= fit.unknown.sum():
         raise UserError(UNDETERMINED)
-    change = np.inf
     for _ in range(ROUNDS):
         fit.decode()
-        begin = fit.free.copy()
+        before = fit.free.copy()
         for _ in range(ITERATIONS):
-            change = fit.iterate()
-            if change < CONVERGED:
+            if fit.iterate() < CONVERGED:
                 break
-        if np.abs(fit.free - begin).max() < 10 * CONVERGED:
+        if np.abs(fit.free - before).max() < 10 * CONVERGED:
             break
     fit.check()
     return fit.shared
