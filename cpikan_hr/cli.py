@@ -75,6 +75,9 @@ def parser() -> Parser:
     decode.add_argument("stack", type=Path)
     decode.add_argument("--out", type=Path, required=True)
     decode.add_argument("--quality", type=Path, default=None, help="also write the quality map")
+    decode.add_argument("--steps", choices=["nominal", "refine", "unknown"], default="nominal",
+                        help="phase steps as the stack says, refined on the frames, or found from nothing")  # fmt: skip
+    decode.add_argument("--harmonic", action="store_true", help="estimate and correct a second harmonic of the fringes")
     decode.add_argument("--threads", type=positive, default=None)
     render = commands.add_parser("render", help="render a trained field to TIFF, PNG or npy")
     render.add_argument("trained", metavar="RUN", type=Path)
@@ -123,13 +126,17 @@ def run_synth(arguments) -> None:
 
 def run_decode(arguments) -> None:
     from cpikan_hr.data.stack import open_stack
+    from cpikan_hr.problems.calibration import calibrate, tell
     from cpikan_hr.problems.decode import decode_stack
 
     stack = open_stack(arguments.stack)
-    options = dict(threads=arguments.threads, quality=arguments.quality, progress=Progress("decode"))
+    shared = calibrate(stack, arguments.steps, arguments.harmonic)
+    options = dict(threads=arguments.threads, quality=arguments.quality, shared=shared, progress=Progress("decode"))
     for path in decode_stack(stack, arguments.out, **options):
         if path is not None:
             print(path)
+    if arguments.steps != "nominal" or arguments.harmonic:
+        print(tell(shared))
 
 
 def run_render(arguments) -> None:

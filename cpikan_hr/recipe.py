@@ -39,7 +39,19 @@ class InterferometryProblem(Section):
     stack: str = Field(description="folder that holds stack.yaml, or the file itself")
     rotate: Literal[0, 90, 180, 270] = Field(0, description="turn the frames counter-clockwise by so many degrees")
     flip: Literal["none", "rows", "columns"] = Field("none", description="mirror after turning")
-    noise: float = Field(2.0, gt=0, description="standard deviation of one frame's noise in grey levels")
+    steps: Literal["nominal", "refine", "unknown"] = Field(
+        "nominal",
+        description="phase steps: as the stack says; refined from there on a sample of the frame; or found from "
+        "nothing: then they ascend by convention, and the sign of the height follows from that",
+    )
+    harmonic: bool = Field(
+        False, description="estimate a second harmonic of the fringes (camera or projector gamma), one per wavelength"
+    )
+    noise: float = Field(2.0, gt=0, description="standard deviation of one frame's read noise in grey levels")
+    gain: float = Field(0.0, ge=0, description="shot noise: variance per grey level; quantisation is added to both")
+    robust: float | None = Field(
+        None, gt=0, description="loss grows linearly beyond so many standard deviations (Huber; null: off), e.g. 3"
+    )
     quality: float = Field(
         0.0, ge=0, le=1, description="pixels whose classical decode has a lower quality are left out"
     )

@@ -1,8 +1,10 @@
 """A stack of phase-shifted interferograms: what `stack.yaml` says about the frames, and the frames, window by window.
 
 Invariants
-* Frames are ordered wavelength-major: frame j * K + k has wavelength j and phase step k, and obeys
+* Frames are ordered wavelength-major, first all phase steps of wavelength 0; frame k of wavelength j obeys
   I_jk = A_j + B_j cos(4 pi h / lambda_j + delta_jk).
+* Wavelengths may have different numbers of steps: what the shorter ones lack up to K is NaN in `phase_steps_rad` and
+  0 in what `read` returns.
 * All frames have one size and one dtype; only the windows asked for are read.
 * Every pixel handed out was checked: finite, and not above 2**bit_depth - 1 in integer frames.
 """
@@ -43,7 +45,8 @@ class StackFile(BaseModel):
     frames: str | list[str] = Field(description="glob, list of files, or one multi-page TIFF, .npy or Zarr array")
     wavelengths_um: list[Positive] = Field(min_length=1, description="one per wavelength, in the order of the frames")
     phase_steps_rad: list[list[Finite]] | list[Finite] | None = Field(
-        None, description="one list for all wavelengths, a list of lists with one per wavelength, or null: unknown"
+        None,
+        description="one list for all wavelengths, a list of lists (one per wavelength), or null: unknown",
     )
     pixel_pitch_um: Positive = Field(description="side of a pixel on the object")
     mask: str | Circle | None = Field(None, description="picture, nonzero = valid; or {circle: [row, column, radius]}")
@@ -55,10 +58,10 @@ class StackFile(BaseModel):
 
 @dataclass(frozen=True)
 class Stack:
-    """J wavelengths x K phase steps of frames [H, W]; see the module's docstring for their order and model."""
+    """J wavelengths x up to K phase steps of frames [H, W]; see the module's docstring for their order and model."""
 
     wavelengths_um: list[float]
-    phase_steps_rad: np.ndarray | None  # [J, K]
+    phase_steps_rad: np.ndarray | None  # [J, K]; NaN where a wavelength has no such frame
     pixel_pitch_um: float
     height_range_um: tuple[float, float] | None
     bit_depth: int
@@ -76,7 +79,14 @@ class Stack:
 
     @property
     def K(self) -> int:  # noqa: N802
-        return len(self._frames) // self.J
+        return self.present.shape[1]
+
+    @property
+    def present(self) -> np.ndarray:
+        """Which of the J x K frames there are, bool [J, K]."""
+        if self.phase_steps_rad is None:
+            return np.ones((self.J, len(self._frames) // self.J), bool)
+        return np.isfinite(self.phase_steps_rad)
 
     @property
     def dtype(self) -> np.dtype:
@@ -84,11 +94,13 @@ class Stack:
 
     def read(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         """Frames [J, K, y1 - y0, x1 - x0] in their native dtype. UserError: damaged file, NaN/Inf, values too large."""
-        out = np.empty((len(self._frames), y1 - y0, x1 - x0), self.dtype)
-        for target, frame in zip(out, self._frames, strict=True):
-            target[...] = frame.read(y0, y1, x0, x1)[..., self._channel]
-            self._check_values(frame, target, y0, x0)
-        return out.reshape(self.J, self.K, y1 - y0, x1 - x0)
+        present = self.present
+        out = np.empty((*present.shape, y1 - y0, x1 - x0), self.dtype)
+        for (j, k), frame in zip(np.argwhere(present), self._frames, strict=True):
+            out[j, k] = frame.read(y0, y1, x0, x1)[..., self._channel]
+            self._check_values(frame, out[j, k], y0, x0)
+        out[~present] = 0
+        return out
 
     def mask(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         """Validity [y1 - y0, x1 - x0], bool; all True without a mask."""
@@ -210,22 +222,26 @@ def _phase_steps(path: Path, given: StackFile, frames: int) -> np.ndarray | None
     wavelengths = len(given.wavelengths_um)
     steps = given.phase_steps_rad
     if steps is None:
-        per_wavelength = frames / wavelengths
         if frames % wavelengths:
             raise UserError(f"{path}: frames: {frames} frames cannot be shared among {wavelengths} wavelengths evenly")
+        fewest = most = total = frames // wavelengths
+        total *= wavelengths
     else:
         rows = steps if steps and isinstance(steps[0], list) else [steps] * wavelengths
         if len(rows) != wavelengths:
             raise UserError(f"{path}: phase_steps_rad: {len(rows)} lists for {wavelengths} wavelengths; write one each")
-        if len({len(row) for row in rows}) > 1:
-            raise UserError(f"{path}: phase_steps_rad: lists of different length; every wavelength has the same number")
-        steps, per_wavelength = np.array(rows, np.float64), len(rows[0])
-    if per_wavelength < MIN_STEPS:
-        raise UserError(f"{path}: too few phase steps: {per_wavelength:g} per wavelength; at least {MIN_STEPS} needed")
-    if frames != per_wavelength * wavelengths:
+        lengths = [len(row) for row in rows]
+        fewest, most, total = min(lengths), max(lengths), sum(lengths)
+        steps = np.full((wavelengths, most), np.nan)
+        for target, row in zip(steps, rows, strict=True):
+            target[: len(row)] = row
+    if fewest < MIN_STEPS:
+        raise UserError(f"{path}: too few phase steps: {fewest} per wavelength; at least {MIN_STEPS} needed")
+    if frames != total:
+        each = f"{wavelengths} wavelengths x {most} phase steps = " if fewest == most else "the lists of steps say "
         raise UserError(
-            f"{path}: frames: {frames} frames found, but {wavelengths} wavelengths x {per_wavelength} phase steps "
-            f"= {wavelengths * per_wavelength}; check `frames`, `wavelengths_um` and `phase_steps_rad`"
+            f"{path}: frames: {frames} frames found, but {each}{total}; check `frames`, `wavelengths_um` and "
+            "`phase_steps_rad`"
         )
     return steps
 

@@ -54,6 +54,14 @@ class Problem(ABC):
     def figure(self, mean_squared_error: float) -> tuple[str, float]:
         """Name and value of the figure of merit on the progress bar."""
 
+    def about(self) -> dict:
+        """What was found out about the data, as plain values that are kept with the run."""
+        return {}
+
+    def note(self) -> str | None:
+        """The same for the user, told once; None where there is nothing to say."""
+        return None
+
     def reference(self):
         """The true answer as a `Source`, None where it is not known."""
         return None

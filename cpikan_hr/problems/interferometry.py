@@ -1,5 +1,7 @@
 """Height from phase-shifted interferograms: I_jk = A_j + B_j cos(4 pi h / lambda_j + delta_jk).
 
+The fringes may have a second harmonic, the same one all over the frame (`steps.py`).
+
 A_j and B_j enter linearly, so they are eliminated at every pixel and wavelength in closed form (variable projection,
 Golub and Pereyra 1973): what is trained is the height alone.
 """
@@ -12,13 +14,18 @@ from torch import Tensor
 
 from cpikan_hr.data.orientation import Oriented, OrientedStack
 from cpikan_hr.data.source import open_source
-from cpikan_hr.data.stack import open_stack
-from cpikan_hr.errors import UserError
+from cpikan_hr.data.stack import MIN_STEPS, open_stack
 from cpikan_hr.jets import Jet
+from cpikan_hr.problems import calibration
 from cpikan_hr.problems.base import Problem, Target, smoothness
+from cpikan_hr.problems.calibration import calibrate
 from cpikan_hr.problems.decode import decode_single, decode_window
 from cpikan_hr.problems.image import strip_rows
+from cpikan_hr.problems.noise import Noise, Weighing
+from cpikan_hr.problems.phases import Demodulator
 from cpikan_hr.recipe import InterferometryProblem
+
+REWEIGHTED = 2  # times that samples which do not fit are weighed down, with `robust`
 
 
 class Interferometry(Problem):
@@ -30,17 +37,18 @@ class Interferometry(Problem):
     def __init__(self, options: InterferometryProblem):
         self.options = options
         self.stack = OrientedStack(open_stack(options.stack), options.rotate, options.flip)
-        if self.stack.phase_steps_rad is None:
-            raise UserError(
-                f"{options.stack}: phase_steps_rad is null; the interferometry problem needs the phase steps"
-            )
+        self.shared = calibrate(self.stack, options.steps, options.harmonic)
+        self.noise = Noise(options.noise, options.gain, quantised=self.stack.dtype.kind == "u")
         self.shape = self.stack.shape
         self.pixel_pitch_um = self.stack.pixel_pitch_um
         self.order = "laplacian" if options.laplacian else "value"
         self.wavenumber = torch.tensor([4e-3 * math.pi / w for w in self.stack.wavelengths_um])  # rad per nm
-        self.steps = torch.as_tensor(np.asarray(self.stack.phase_steps_rad), dtype=torch.float32)
+        self.steps = torch.from_numpy(np.nan_to_num(self.shared.steps)).float()
+        self.harmonic = None if self.shared.harmonic is None else torch.from_numpy(self.shared.harmonic).cfloat()
+        demodulator = Demodulator(self.stack.wavelengths_um, self.shared.steps, np.float32, self.shared.harmonic)
+        self.weighing = Weighing(demodulator, self.noise, self.stack.bit_depth)
         # One wavelength knows the height only up to its order: the frame is unwrapped once, as a whole.
-        self.unwrapped = decode_single(self.stack) if self.stack.J == 1 else None
+        self.unwrapped = decode_single(self.stack, self.shared, self.noise) if self.stack.J == 1 else None
 
     def target(self, y0: int, y1: int, x0: int, x1: int, stride: int = 1) -> Target:
         rows = strip_rows(y1 - y0, x1 - x0, stride)
@@ -54,40 +62,66 @@ class Interferometry(Problem):
             height, sigma, quality = (m[rows, columns] for m in (decoded.height_nm, decoded.sigma_nm, decoded.quality))
         else:
             frames = self.stack.read(y0, y1, x0, x1)[:, :, ::stride, ::stride]
-            stack = self.stack
-            decoded = decode_window(frames, stack.wavelengths_um, stack.phase_steps_rad, stack.height_range_um)
+            stack, shared = self.stack, self.shared
+            known = dict(harmonic=shared.harmonic, noise=self.noise, bit_depth=stack.bit_depth)
+            decoded = decode_window(frames, stack.wavelengths_um, shared.steps, stack.height_range_um, **known)
             height, sigma, quality = decoded.height_nm, decoded.sigma_nm, decoded.quality
         valid = (
             self.stack.mask(y0, y1, x0, x1)[::stride, ::stride]
             & (quality >= self.options.quality)
             & np.isfinite(height)
+            & np.isfinite(sigma)
         )
-        noise = np.where(valid, sigma, 0).astype(np.float32) * np.float32(self.options.noise)
+        noise = np.where(valid, sigma, 0).astype(np.float32)
         height = np.where(valid, height, 0).astype(np.float32)
         return Target(height[..., None], valid.astype(np.float32), noise)
 
     def samples(self, y0, y1, x0, x1, iy, ix) -> dict[str, np.ndarray]:
         frames = self.stack.read(y0, y1, x0, x1)[:, :, iy - y0, ix - x0]
         valid = self.stack.mask(y0, y1, x0, x1)[iy - y0, ix - x0]
-        return {"frames": np.moveaxis(frames, -1, 0).astype(np.float32), "valid": valid.astype(np.float32)}
+        weight = self.weighing.weights(frames) * valid
+        batch = {"frames": frames, "weight": weight}
+        return {name: np.moveaxis(value, -1, 0).astype(np.float32) for name, value in batch.items()}
 
     def loss(self, jet: Jet, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        residual = self.residual(jet.value[:, 0], batch["frames"]).square()
-        wavelengths, steps = residual.shape[1:]
-        freedom = max(wavelengths * (steps - 2) - 1, 1)
-        error = batch["valid"] * residual.sum((1, 2)) / freedom
-        chi_squared = error / self.options.noise**2
-        return chi_squared + batch["valid"] * smoothness(jet, self.options.laplacian), error
+        residual, weight = self.residual(jet.value[:, 0], batch["frames"], batch["weight"])
+        usable = weight > 0
+        freedom = ((usable.sum(2) - 2) * usable.any(2)).sum(1) - 1
+        known = usable.any(2).any(1)
+        freedom = freedom.clamp_min(1)
+        error = known * (usable * residual.square()).sum((1, 2)) / freedom
+        chi_squared = known * self._penalty(residual * weight.sqrt()).sum((1, 2)) / freedom
+        return chi_squared + known * smoothness(jet, self.options.laplacian), error
 
-    def residual(self, height_nm: Tensor, frames: Tensor) -> Tensor:
-        """I - A - B cos(...) in grey levels, [n, J, K], with the best A and B >= 0 of each pixel and wavelength."""
-        phase = height_nm[:, None] * self.wavenumber.to(height_nm.device)
-        carrier = torch.cos(phase[..., None] + self.steps.to(height_nm.device))
-        carrier = carrier - carrier.mean(-1, keepdim=True)
-        frames = frames - frames.mean(-1, keepdim=True)
-        power = carrier.square().sum(-1, keepdim=True).clamp_min(1e-6)
-        modulation = ((carrier * frames).sum(-1, keepdim=True) / power).clamp_min(0)  # negative B is a wrong order
-        return frames - modulation * carrier
+    def residual(self, height_nm: Tensor, frames: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """I - A - B cos(...) in grey levels, with the best A and B >= 0 of each pixel and wavelength; all [n, J, K].
+
+        `weight`: inverse variance of each sample. It is returned as it counts: 0 where fewer than three samples of a
+        wavelength are usable, which determine nothing. `robust` weighs samples that do not fit less in A and B too.
+        """
+        weight = weight * ((weight > 0).sum(-1, keepdim=True) >= MIN_STEPS)
+        psi = height_nm[:, None] * self.wavenumber.to(height_nm.device)
+        psi = psi[..., None] + self.steps.to(height_nm.device)
+        carrier = torch.cos(psi)
+        if self.harmonic is not None:
+            harmonic = self.harmonic.to(height_nm.device)[:, None]
+            carrier = carrier + harmonic.real * torch.cos(2 * psi) - harmonic.imag * torch.sin(2 * psi)
+        residual = _without_fringes(frames, carrier, weight)
+        if self.options.robust:
+            for _ in range(REWEIGHTED):
+                with torch.no_grad():
+                    deviation = residual.abs() * weight.sqrt()
+                    trust = (self.options.robust / deviation.clamp_min(1e-9)).clamp_max(1)
+                residual = _without_fringes(frames, carrier, weight * trust)
+        return residual, weight
+
+    def _penalty(self, deviation: Tensor) -> Tensor:
+        """Squared deviations (in standard deviations); with `robust`, Huber's: linear beyond the threshold."""
+        limit = self.options.robust
+        if not limit:
+            return deviation.square()
+        size = deviation.abs()
+        return torch.where(size <= limit, deviation.square(), 2 * limit * size - limit**2)
 
     def figure(self, mean_squared_error: float) -> tuple[str, float]:
         return "rmse_grey", math.sqrt(mean_squared_error)
@@ -95,3 +129,20 @@ class Interferometry(Problem):
     def reference(self):
         path = self.stack.reference
         return None if path is None else Oriented(open_source(path), self.options.rotate, self.options.flip)
+
+    def about(self) -> dict:
+        return calibration.describe(self.shared)
+
+    def note(self) -> str | None:
+        return calibration.tell(self.shared) if self.options.steps != "nominal" or self.options.harmonic else None
+
+
+def _without_fringes(frames: Tensor, carrier: Tensor, weight: Tensor) -> Tensor:
+    """Frames [n, J, K] less A + B carrier, with A and B >= 0 by weighted least squares over K."""
+    share = weight / weight.sum(-1, keepdim=True).clamp_min(1e-30)
+    carrier = carrier - (share * carrier).sum(-1, keepdim=True)
+    frames = frames - (share * frames).sum(-1, keepdim=True)
+    power = (share * carrier.square()).sum(-1, keepdim=True).clamp_min(1e-6)
+    # A negative B is a wrong order.
+    modulation = ((share * carrier * frames).sum(-1, keepdim=True) / power).clamp_min(0)
+    return frames - modulation * carrier

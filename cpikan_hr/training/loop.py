@@ -110,10 +110,13 @@ def fit(
         "shape": list(problem.shape), "channels": problem.channels, "unit": problem.unit, "dtype": problem.dtype,
         "pixel_pitch_um": problem.pixel_pitch_um, "params": parameters, "processes": accelerator.num_processes,
         "train_seconds": 0.0, "peak_rss_mb": 0.0, "gpu_peak_mb": 0.0, "levels": levels,
+        **problem.about(),
     }  # fmt: skip
     with processes.together():
         if accelerator.is_main_process:
             begin_run(run, recipe, about, None if checkpoint else start)
+            if problem.note() and checkpoint is None:
+                print(problem.note(), flush=True)
             if levels and checkpoint is None:
                 tell_start(levels, problem, recipe, stop)
     run_steps(updater, problem, recipe, run, stop, preview, [] if checkpoint else levels)

@@ -1,0 +1,88 @@
+"""What a stack must satisfy before it is decoded: frames in the order it says, and a height range it can tell apart."""
+
+from collections.abc import Iterator, Sequence
+from itertools import permutations
+
+import numpy as np
+
+from cpikan_hr.data.stack import Stack
+from cpikan_hr.errors import UserError
+from cpikan_hr.problems.steps import Shared, misfit
+
+TRIED = 2000  # pixels on which other orders are tried
+SUSPICIOUS = 0.1  # misfit over the modulation from which on other orders are tried
+EXPLAINED = 0.5  # of that misfit: what another order must reach to be named
+SAME_PHASE = 0.005  # cycles: phases closer than this are not told apart
+ALL_PERMUTATIONS = 5  # steps per wavelength up to which all their orders are tried
+
+
+def check_order(stack: Stack, frames: np.ndarray, height_range_um: tuple[float, float], shared: Shared) -> None:
+    """UserError where the sample `frames` [J, K, n] fits badly as it stands, and clearly better in another order."""
+    if not stack.present.all():
+        return
+    few = frames[..., :: max(1, -(-frames.shape[-1] // TRIED))]
+    found = misfit(few, stack.wavelengths_um, height_range_um, shared)
+    if found < SUSPICIOUS:
+        return
+    flat = few.reshape(-1, few.shape[-1])
+    name, order = min(
+        _orders(*few.shape[:2]), key=lambda c: misfit(flat[c[1]], stack.wavelengths_um, height_range_um, shared)
+    )
+    best = misfit(flat[order], stack.wavelengths_um, height_range_um, shared)
+    if best < EXPLAINED * found:
+        raise UserError(
+            f"{stack.path}: frames: their order does not fit the model (residual {found:.0%} of the modulation); they "
+            f"fit ({best:.0%}) if they are {name}; list them wavelength by wavelength, in the order of phase_steps_rad"
+        )
+
+
+def _orders(wavelengths: int, steps: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Names of orders in which frames may have been listed, and which frame then belongs to each [J, K]."""
+    along = np.arange(wavelengths * steps)
+    for major, layout in (
+        ("", along.reshape(wavelengths, steps)),
+        ("step-major (all wavelengths of a step one after the other)", along.reshape(steps, wavelengths).T),
+    ):
+        for turned, rows in (("", layout), ("with the wavelengths in reverse", layout[::-1])):
+            for order in _step_orders(steps):
+                names = [major, turned, f"with the steps in the order {order}" if order != sorted(order) else ""]
+                if any(names):
+                    yield ", ".join(filter(None, names)), rows[:, order]
+        if wavelengths == 1:
+            break
+
+
+def _step_orders(steps: int) -> Iterator[list[int]]:
+    """All orders of a few steps; of many: rotations, either way round, and neighbours swapped."""
+    if steps <= ALL_PERMUTATIONS:
+        yield from map(list, permutations(range(steps)))
+        return
+    every = list(range(steps))
+    for first in range(steps):
+        yield every[first:] + every[:first]
+        yield (every[first:] + every[:first])[::-1]
+    for k in range(steps - 1):
+        yield [*every[:k], k + 1, k, *every[k + 2 :]]
+
+
+def check_range(stack: Stack, height_range_um: tuple[float, float]) -> None:
+    """UserError where two heights of the range have the same phases at all wavelengths. One wavelength is unwrapped."""
+    if stack.J == 1:
+        return
+    width = height_range_um[1] - height_range_um[0]
+    period = repeats_after_um(stack.wavelengths_um, width)
+    if period is not None:
+        raise UserError(
+            f"{stack.path}: wavelengths_um: heights repeat after {period:.6g} um (an unambiguous range of "
+            f"{-period / 2:.6g} to {period / 2:.6g} um), but the height range spans {width:.6g} um; narrow "
+            "height_range_um, or measure with other wavelengths"
+        )
+
+
+def repeats_after_um(wavelengths_um: Sequence[float], within_um: float) -> float | None:
+    """Smallest height difference below `within_um` after which all phases are the same again; None if there is none."""
+    half = np.asarray(wavelengths_um, np.float64) / 2
+    shifts = half.max() * np.arange(1, int(within_um * (1 - 1e-9) / half.max()) + 1)
+    cycles = shifts[:, None] / half
+    same = (np.abs(cycles - np.rint(cycles)) < SAME_PHASE).all(axis=1)
+    return float(shifts[same][0]) if same.any() else None
