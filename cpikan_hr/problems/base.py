@@ -4,6 +4,7 @@ Invariant: everything is read window by window, and a batch is a pure function o
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 from cpikan_hr.jets import Jet
+
+Window = tuple[int, int, int, int]  # y0, y1, x0, x1: rows and columns of the frame
 
 
 class Target(NamedTuple):
@@ -31,6 +34,7 @@ class Problem(ABC):
     pixel_pitch_um: float | None = None
     dtype: str = "float32"  # of a rendered map
     full_range: float = 1.0  # what a PSNR refers to
+    maps: Mapping[str, str] = {}  # further maps that the data give once the field is known, and their units
 
     @abstractmethod
     def target(self, y0: int, y1: int, x0: int, x1: int, stride: int = 1) -> Target:
@@ -61,6 +65,10 @@ class Problem(ABC):
     def note(self) -> str | None:
         """The same for the user, told once; None where there is nothing to say."""
         return None
+
+    def map(self, name: str, window: Window, values: np.ndarray) -> np.ndarray:
+        """One of `maps` at the pixels of a window, float32 [h, w, C']; NaN where unknown. values: the field there."""
+        raise KeyError(name)
 
     def reference(self):
         """The true answer as a `Source`, None where it is not known."""

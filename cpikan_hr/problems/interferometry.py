@@ -17,7 +17,7 @@ from cpikan_hr.data.source import open_source
 from cpikan_hr.data.stack import MIN_STEPS, open_stack
 from cpikan_hr.jets import Jet
 from cpikan_hr.problems import calibration
-from cpikan_hr.problems.base import Problem, Target, smoothness
+from cpikan_hr.problems.base import Problem, Target, Window, smoothness
 from cpikan_hr.problems.calibration import calibrate
 from cpikan_hr.problems.decode import decode_single, decode_window
 from cpikan_hr.problems.image import strip_rows
@@ -33,6 +33,7 @@ class Interferometry(Problem):
 
     channels = 1
     unit = "nm"
+    maps = {"background": "grey levels", "modulation": "grey levels", "residual": "grey levels", "valid": ""}
 
     def __init__(self, options: InterferometryProblem):
         self.options = options
@@ -84,7 +85,7 @@ class Interferometry(Problem):
         return {name: np.moveaxis(value, -1, 0).astype(np.float32) for name, value in batch.items()}
 
     def loss(self, jet: Jet, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        residual, weight = self.residual(jet.value[:, 0], batch["frames"], batch["weight"])
+        _, _, residual, weight = self.fringes(jet.value[:, 0], batch["frames"], batch["weight"])
         usable = weight > 0
         freedom = ((usable.sum(2) - 2) * usable.any(2)).sum(1) - 1
         known = usable.any(2).any(1)
@@ -93,11 +94,14 @@ class Interferometry(Problem):
         chi_squared = known * self._penalty(residual * weight.sqrt()).sum((1, 2)) / freedom
         return chi_squared + known * smoothness(jet, self.options.laplacian), error
 
-    def residual(self, height_nm: Tensor, frames: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """I - A - B cos(...) in grey levels, with the best A and B >= 0 of each pixel and wavelength; all [n, J, K].
+    def fringes(
+        self, height_nm: Tensor, frames: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        """Best A and B >= 0 of each pixel and wavelength [n, J], residual I - A - B cos(...) and weights [n, J, K].
 
-        `weight`: inverse variance of each sample. It is returned as it counts: 0 where fewer than three samples of a
-        wavelength are usable, which determine nothing. `robust` weighs samples that do not fit less in A and B too.
+        A, B and the residual are in grey levels. `weight`: inverse variance of each sample; it is returned as it
+        counts: 0 where fewer than three samples of a wavelength are usable, which determine nothing. `robust` weighs
+        samples that do not fit less in A and B too.
         """
         weight = weight * ((weight > 0).sum(-1, keepdim=True) >= MIN_STEPS)
         psi = height_nm[:, None] * self.wavenumber.to(height_nm.device)
@@ -106,14 +110,32 @@ class Interferometry(Problem):
         if self.harmonic is not None:
             harmonic = self.harmonic.to(height_nm.device)[:, None]
             carrier = carrier + harmonic.real * torch.cos(2 * psi) - harmonic.imag * torch.sin(2 * psi)
-        residual = _without_fringes(frames, carrier, weight)
+        background, modulation, residual = _fitted(frames, carrier, weight)
         if self.options.robust:
             for _ in range(REWEIGHTED):
                 with torch.no_grad():
                     deviation = residual.abs() * weight.sqrt()
                     trust = (self.options.robust / deviation.clamp_min(1e-9)).clamp_max(1)
-                residual = _without_fringes(frames, carrier, weight * trust)
-        return residual, weight
+                background, modulation, residual = _fitted(frames, carrier, weight * trust)
+        return background, modulation, residual, weight
+
+    def map(self, name: str, window: Window, values: np.ndarray) -> np.ndarray:
+        y0, y1, x0, x1 = window
+        if name == "valid":
+            rows = strip_rows(y1 - y0, x1 - x0, 1)
+            parts = [self._target(y, min(y + rows, y1), x0, x1, 1).weight for y in range(y0, y1, rows)]
+            return 255 * np.concatenate(parts)[..., None]
+        iy, ix = (a.ravel() for a in np.mgrid[y0:y1, x0:x1])
+        batch = {key: torch.from_numpy(value) for key, value in self.samples(y0, y1, x0, x1, iy, ix).items()}
+        height = torch.from_numpy(np.ascontiguousarray(values[..., 0], np.float32)).flatten()
+        background, modulation, residual, weight = self.fringes(height, batch["frames"], batch["weight"])
+        usable = weight > 0
+        if name == "residual":
+            each = (residual.square() * usable).sum((1, 2)) / usable.sum((1, 2)).clamp_min(1)
+            out = torch.where(usable.any(2).any(1), each.sqrt(), torch.nan)[:, None]
+        else:
+            out = torch.where(usable.any(2), background if name == "background" else modulation, torch.nan)
+        return out.reshape(y1 - y0, x1 - x0, -1).numpy()
 
     def _penalty(self, deviation: Tensor) -> Tensor:
         """Squared deviations (in standard deviations); with `robust`, Huber's: linear beyond the threshold."""
@@ -137,12 +159,12 @@ class Interferometry(Problem):
         return calibration.tell(self.shared) if self.options.steps != "nominal" or self.options.harmonic else None
 
 
-def _without_fringes(frames: Tensor, carrier: Tensor, weight: Tensor) -> Tensor:
-    """Frames [n, J, K] less A + B carrier, with A and B >= 0 by weighted least squares over K."""
+def _fitted(frames: Tensor, carrier: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A and B >= 0 [n, J] by weighted least squares over K, and what they leave of the frames [n, J, K]."""
     share = weight / weight.sum(-1, keepdim=True).clamp_min(1e-30)
-    carrier = carrier - (share * carrier).sum(-1, keepdim=True)
-    frames = frames - (share * frames).sum(-1, keepdim=True)
+    mean_carrier, mean = ((share * part).sum(-1, keepdim=True) for part in (carrier, frames))
+    carrier, frames = carrier - mean_carrier, frames - mean
     power = (share * carrier.square()).sum(-1, keepdim=True).clamp_min(1e-6)
     # A negative B is a wrong order.
     modulation = ((share * carrier * frames).sum(-1, keepdim=True) / power).clamp_min(0)
-    return frames - modulation * carrier
+    return (mean - modulation * mean_carrier)[..., 0], modulation[..., 0], frames - modulation * carrier

@@ -1,0 +1,87 @@
+"""What a map can show: the field and its derivatives at any point, or what the data say of it at their pixels.
+
+`value`, `gradient`, `laplacian` are the field's own. `sigma` is its standard deviation (`solvers/uncertainty.py`); the
+others are the problem's (`Problem.maps`). These are known at the data's pixels only, so a map of another scale shows
+the nearest one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cpikan_hr.errors import UserError
+from cpikan_hr.fields import Field
+from cpikan_hr.problems import Interferometry, build_problem
+from cpikan_hr.solvers.uncertainty import calibrate, standard_deviation
+from cpikan_hr.training.weights import Trained
+
+ORDERS = {"value": ("value", ""), "gradient": ("gradient", " / px"), "laplacian": ("laplacian", " / px^2")}
+NAMES = (*ORDERS, "sigma", *Interferometry.maps)
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """`block(ys, xs)` gives float32 [h, w, channels] in `unit` at ascending float64 coordinates."""
+
+    unit: str
+    channels: int
+    block: Callable[[Tensor, Tensor], np.ndarray]
+
+
+def quantity_of(trained: Trained, name: str) -> Quantity:
+    """The quantity `name` of a trained field. UserError where its problem does not have it."""
+    field, recipe, about = trained
+    if name in ORDERS:
+        order, per = ORDERS[name]
+        channels = about["channels"] * (2 if name == "gradient" else 1)
+        return Quantity(about["unit"] + per, channels, lambda ys, xs: evaluate_field(field, ys, xs, order))
+    if recipe.problem.kind != "interferometry":
+        raise UserError(f"--quantity {name}: is for heights from frames; this problem is of kind {recipe.problem.kind}")
+    problem = build_problem(recipe)
+    shape = tuple(about["shape"])
+    if name == "sigma":
+        group = _averaged(recipe)
+        factor = calibrate(field, group, problem.target, shape, recipe.start)
+
+        def window_of(window):
+            deviation = standard_deviation(field, group, problem.target, shape, window, recipe.start, factor)
+            return deviation[..., None]
+
+        return Quantity(about["unit"], 1, _nearest(window_of, shape))
+
+    def data_of(window):
+        y0, y1, x0, x1 = window
+        ys, xs = (torch.arange(a, b, dtype=torch.float64) + 0.5 for a, b in ((y0, y1), (x0, x1)))
+        return problem.map(name, window, evaluate_field(field, ys, xs, "value"))
+
+    channels = problem.stack.J if name in ("background", "modulation") else 1
+    return Quantity(problem.maps[name], channels, _nearest(data_of, shape))
+
+
+def evaluate_field(field: Field, ys: Tensor, xs: Tensor, quantity: str) -> np.ndarray:
+    """float32 [h, w, C']: value (C), gradient (2 C: all d/dy, then all d/dx) or Laplacian (C), per source px."""
+    rows = field.lattice(ys.to(field.device), xs.to(field.device), quantity)
+    planes = torch.cat([rows[1], rows[2]]) if quantity == "gradient" else rows[0 if quantity == "value" else 3]
+    return planes.permute(1, 2, 0).cpu().numpy()
+
+
+def _averaged(recipe) -> int:
+    """Number of the recipe's level whose noise was averaged out."""
+    sparse = [k for k, level in enumerate(recipe.field.levels) if getattr(level.network, "sparse", False)]
+    if not recipe.start.shifts or not sparse:
+        raise UserError("--quantity sigma: comes from averaged quadtrees; train with start.shifts, e.g. 16")
+    return sparse[-1]
+
+
+def _nearest(window_of: Callable, shape: tuple[int, int]) -> Callable[[Tensor, Tensor], np.ndarray]:
+    """Takes what is known at the pixels of a window to any coordinates inside the frame."""
+
+    def block(ys: Tensor, xs: Tensor) -> np.ndarray:
+        iy, ix = (axis.long().clamp(0, size - 1).numpy() for axis, size in zip((ys, xs), shape, strict=True))
+        window = int(iy[0]), int(iy[-1]) + 1, int(ix[0]), int(ix[-1]) + 1
+        return window_of(window)[iy - iy[0]][:, ix - ix[0]]
+
+    return block
