@@ -75,6 +75,10 @@ def parser() -> Parser:
     decode.add_argument("stack", type=Path)
     decode.add_argument("--out", type=Path, required=True)
     decode.add_argument("--quality", type=Path, default=None, help="also write the quality map")
+    decode.add_argument(
+        "--repair", type=amplitude, default=None, metavar="NOISE",
+        help="decide wrong orders again, with their surroundings; NOISE: standard deviation of a frame in grey levels",
+    )  # fmt: skip
     decode.add_argument("--threads", type=positive, default=None)
     render = commands.add_parser("render", help="render a trained field to TIFF, PNG or npy")
     render.add_argument("trained", metavar="RUN", type=Path)
@@ -126,8 +130,8 @@ def run_decode(arguments) -> None:
     from cpikan_hr.problems.decode import decode_stack
 
     stack = open_stack(arguments.stack)
-    options = dict(threads=arguments.threads, quality=arguments.quality, progress=Progress("decode"))
-    for path in decode_stack(stack, arguments.out, **options):
+    options = dict(threads=arguments.threads, quality=arguments.quality, repair_noise=arguments.repair)
+    for path in decode_stack(stack, arguments.out, progress=Progress("decode"), **options):
         if path is not None:
             print(path)
 

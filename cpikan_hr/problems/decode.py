@@ -1,39 +1,53 @@
 """The classical height decode: N-step phase per wavelength (`phases.py`), order search (`orders.py`), weighted average.
 
-The baseline every field is measured against, and its start. numpy only.
+The baseline every field is measured against, and its start. Asked to, it decides orders that noise got wrong again
+(`repair.py`). One wavelength has no orders to choose from and is unwrapped (`unwrap.py`).
 
 Invariants
 * Frame model I_jk = A_j + B_j cos(4 pi h / lambda_j + delta_jk); one wavelength alone gives h modulo lambda_j / 2.
 * Heights are in nm. Float64 frames are decoded in float64, everything else in float32 (rounding below 0.01 nm).
+* What a window holds does not depend on the window: repair and unwrapping see as far around it as they need.
 """
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from skimage.restoration import unwrap_phase
 
+from cpikan_hr.data.source import Source
 from cpikan_hr.data.stack import Stack
 from cpikan_hr.data.threads import each_in_threads
 from cpikan_hr.data.writers import MapWriter
 from cpikan_hr.errors import UserError
 from cpikan_hr.problems.orders import OrderSearch, unambiguous_range_um
 from cpikan_hr.problems.phases import Demodulator
+from cpikan_hr.problems.repair import HALO, PENALTY, repair_orders
+from cpikan_hr.problems.unwrap import Unwrapping
 
 CHUNK = 16384  # pixels decoded at a time: the arrays of one chunk fit the second-level cache
 WINDOW = (256, 2048)  # rows, columns that a thread reads and decodes at a time
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Decoded:
-    """Maps over a window [h, w] (background and modulation: [J, h, w], in grey levels)."""
+    """Maps over a window [h, w] (background and modulation: [J, h, w], in grey levels).
+
+    `quality` is the agreement of the order times the least contrast B / A of the wavelengths. The agreement is
+    1 - s1 / s2, with s1 and s2 the scatter in nm of the wavelengths' heights in the best and the second best order: 0
+    where two orders fit alike, 1 where one fits perfectly, and 1 for a single wavelength. It is no probability and
+    knows nothing of the noise (`margin` does) or of other pixels: a repaired pixel keeps the number it had.
+    """
 
     height_nm: np.ndarray
     sigma_nm: np.ndarray  # standard deviation of the height for noise of one grey level: multiply by the noise
-    quality: np.ndarray  # 0 (order arbitrary, or no fringes) to 1 (fractions agree perfectly, full contrast)
+    quality: np.ndarray  # 0 to 1, see above
+    margin: np.ndarray  # chi-square by which the best order beats the next, for noise of one grey level: over noise^2
     background: np.ndarray
     modulation: np.ndarray
 
@@ -52,14 +66,13 @@ def decode_window(
     """
     J, K, h, w = frames.shape
     dtype = np.float64 if frames.dtype == np.float64 else np.float32
-    solver = _Solver(wavelengths_um, phase_steps_rad, height_range_um or unambiguous_range_um(wavelengths_um), dtype)
+    solver = _Solver(wavelengths_um, phase_steps_rad, height_range_um, dtype)
     flat = frames.reshape(J, K, h * w)
-    maps, per_wavelength = np.empty((3, h * w), dtype), np.empty((2, J, h * w), dtype)
+    maps, per_wavelength = np.empty((4, h * w), dtype), np.empty((2, J, h * w), dtype)
     for start in range(0, h * w, CHUNK):
         part = slice(start, start + CHUNK)
         solver.decode(flat[:, :, part].astype(dtype), maps[:, part], per_wavelength[:, :, part])
-    height_nm, sigma_nm, quality = maps.reshape(3, h, w)
-    return Decoded(height_nm, sigma_nm, quality, *per_wavelength.reshape(2, J, h, w))
+    return Decoded(*maps.reshape(4, h, w), *per_wavelength.reshape(2, J, h, w))
 
 
 class _Solver:
@@ -67,10 +80,10 @@ class _Solver:
 
     def __init__(self, wavelengths_um, phase_steps_rad, height_range_um, dtype):
         self.demodulator = Demodulator(wavelengths_um, phase_steps_rad, dtype)
-        self.orders = OrderSearch(wavelengths_um, height_range_um, dtype)
+        self.orders = OrderSearch(wavelengths_um, height_range_um or unambiguous_range_um(wavelengths_um), dtype)
 
     def decode(self, frames: np.ndarray, maps: np.ndarray, per_wavelength: np.ndarray) -> None:
-        """Frames [J, K, n] -> in place: `maps` (height, sigma, quality) [3, n], `per_wavelength` (A, B) [2, J, n]."""
+        """Frames [J, K, n] -> in place: height, sigma, quality, margin [4, n], `per_wavelength` (A, B) [2, J, n]."""
         background, modulation, fraction, weight = self.demodulator.demodulate(frames)
         per_wavelength[:] = background, modulation
         tiny = np.finfo(frames.dtype).tiny
@@ -78,34 +91,91 @@ class _Solver:
         with np.errstate(divide="ignore"):
             maps[1] = 1 / np.sqrt(total)
         weight /= np.maximum(total, tiny)
-        maps[0], agreement = self.orders.search(fraction, weight)
+        maps[0], agreement, maps[3] = self.orders.search(fraction, weight)
         contrast = modulation / np.maximum(np.maximum(background, modulation), tiny)
         maps[2] = agreement * contrast.min(axis=0)
+        maps[3] *= np.maximum(total, tiny)  # tiny: a single order's margin is infinite whatever the modulation
+
+    def candidates(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Frames [J, K, n] -> heights in nm and chi-squares for noise of one grey level of all orders, [orders, n]."""
+        _, _, fraction, weight = self.demodulator.demodulate(frames)
+        total = weight.sum(axis=0)
+        weight /= np.maximum(total, np.finfo(frames.dtype).tiny)
+        heights, cost = np.empty((2, len(self.orders.orders), frames.shape[-1]), frames.dtype)
+        for k, (height, each) in enumerate(self.orders.candidates(fraction, weight)):
+            heights[k], cost[k] = height, each * total
+        return heights, cost
 
 
-def decode_single(stack: Stack) -> Decoded:
-    """Heights [H, W] from one wavelength: wrapped phase, 2-D unwrapping inside the mask, phase * lambda / (4 pi).
+class StackDecoder:
+    """Decodes a stack window by window, in several threads if need be.
 
-    The order is unknown: it is chosen so that the mean over the valid pixels is within a quarter wave of zero. Parts
-    of the mask that do not touch each have a piston of their own. Pixels outside the mask are NaN. Unwrapping (M. A.
-    Herraez et al., Appl. Opt. 41 (2002) 7437, through scikit-image) needs the whole frame in memory, unlike everything
-    else here.
-    UserError: more than one wavelength, phase steps unknown, nothing valid.
+    Heights are NaN and the quality is 0 outside the mask, and where `noise` (the standard deviation of one frame's
+    noise in grey levels) is given: orders are repaired then, and pixels left undecided are treated alike.
+    One wavelength is unwrapped as a whole when the decoder is made, tile by tile. Its order is unknown: of every
+    region of the mask it is chosen so that the mean height is within a quarter wave of zero.
+    UserError: phase steps unknown; of one wavelength: nothing valid, no room for a temporary file.
     """
-    if stack.J != 1:
-        raise UserError(f"{stack.path}: {stack.J} wavelengths: unwrapping is for one; decode the stack instead")
-    rows, columns = stack.shape
-    whole, valid = (0, rows, 0, columns), stack.mask(0, rows, 0, columns)
-    wrapped = decode_window(stack.read(*whole), stack.wavelengths_um, _known_steps(stack))
-    if not valid.any():
-        raise UserError(f"{stack.path}: mask: no pixel is valid; check the mask")
-    to_nm = stack.wavelengths_um[0] * 1000 / (4 * np.pi)
-    phase = unwrap_phase(np.ma.array(wrapped.height_nm.astype(np.float64) / to_nm, mask=~valid), rng=0)
-    height_nm = np.where(valid, np.ma.getdata(phase) * to_nm, np.nan)
-    half_wave = stack.wavelengths_um[0] * 500  # a whole order: anything else would not fit the frames any more
-    height_nm -= half_wave * np.round(height_nm[valid].mean() / half_wave)
-    quality = np.where(valid, wrapped.quality, 0)
-    return Decoded(height_nm, wrapped.sigma_nm, quality, wrapped.background, wrapped.modulation)
+
+    def __init__(self, stack: Stack, noise: float | None = None, threads: int | None = None):
+        self.stack, self.noise, self.steps = stack, noise, _known_steps(stack)
+        self._limits = stack.height_range_um if stack.J > 1 else None  # what one wavelength shows is wrapped
+        self.turns, self.regions = None, None
+        if stack.J == 1:  # there is nothing to repair
+            self.noise, self.half_wave = None, 500 * stack.wavelengths_um[0]
+            self.turns, self.regions = self._unwrapped(threads)
+
+    def decode(self, y0: int, y1: int, x0: int, x1: int, stride: int = 1) -> Decoded:
+        """Maps of every stride-th pixel of the window, from (y0, x0) on."""
+        window, thin = (y0, y1, x0, x1), np.s_[::stride, ::stride]
+        if self.noise is not None:
+            decoded, valid = self._repaired(*window, stride)
+        else:
+            decoded = self._plain(self.stack.read(*window)[:, :, *thin])
+            valid = self.stack.mask(*window)[thin]
+        height = decoded.height_nm
+        if self.turns is not None:
+            height = height + self.half_wave * self.turns.read(*window)[*thin, 0].astype(height.dtype)
+        height = np.where(valid, height, height.dtype.type(np.nan))
+        return replace(decoded, height_nm=height, quality=np.where(valid, decoded.quality, 0))
+
+    def _plain(self, frames: np.ndarray) -> Decoded:
+        return decode_window(frames, self.stack.wavelengths_um, self.steps, self._limits)
+
+    def _repaired(self, y0: int, y1: int, x0: int, x1: int, stride: int) -> tuple[Decoded, np.ndarray]:
+        """The maps, and where they hold."""
+        top, left, variance = max(y0 - HALO, 0), max(x0 - HALO, 0), self.noise**2
+        grown = top, min(y1 + HALO, self.stack.shape[0]), left, min(x1 + HALO, self.stack.shape[1])
+        inner = np.s_[y0 - top : y1 - top : stride, x0 - left : x1 - left : stride]
+        frames, valid = self.stack.read(*grown), self.stack.mask(*grown)
+        if stride > 1:  # the pixels between are needed only where one of those asked for is in doubt
+            decoded = self._plain(frames[:, :, *inner])
+            if (decoded.margin >= PENALTY * variance)[valid[inner]].all():
+                return decoded, valid[inner]
+        decoded = self._plain(frames)
+        dtype = decoded.height_nm.dtype.type
+        solver = _Solver(self.stack.wavelengths_um, self.steps, self._limits, dtype)
+
+        def candidates(iy: np.ndarray, ix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            heights, cost = solver.candidates(frames[:, :, iy, ix].astype(dtype))
+            return heights, cost / dtype(variance)
+
+        margin = decoded.margin / dtype(variance)
+        undecided = repair_orders(decoded.height_nm, margin, valid, candidates, solver.orders.half.mean())
+        maps = {name: each[..., *inner] for name, each in vars(decoded).items()}
+        return Decoded(**maps), (valid & ~undecided)[inner]
+
+    def _unwrapped(self, threads: int | None) -> tuple[Source, int]:
+        def phase(*window: int) -> np.ndarray:
+            return self._plain(self.stack.read(*window)).height_nm.astype(np.float64) / self.half_wave
+
+        name = str(self.stack.path)
+        turns, regions = Unwrapping(name, self.stack.shape, phase, self.stack.mask).solve(threads)
+        if not regions:
+            raise UserError(f"{name}: mask: no pixel is valid; check the mask")
+        if regions > 1:
+            _log.warning("%s: the mask has %d regions that do not touch, each with a piston of its own", name, regions)
+        return turns, regions
 
 
 def decode_stack(
@@ -113,15 +183,18 @@ def decode_stack(
     out: str | os.PathLike,
     *,
     threads: int | None = None,
+    repair_noise: float | None = None,
     quality: str | os.PathLike | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Path, Path | None]:
     """Decodes `stack` into the height map `out` (float32, nm; .tif or .npy) and, if asked, the map `quality`.
 
     Window by window in threads; pixels outside the mask become NaN (quality 0). `progress(done, total)` counts windows.
+    `repair_noise`: wrong orders are repaired, for frames with noise of so many grey levels.
     UserError: phase steps unknown, damaged frames, no room; nothing is left behind then.
     """
-    steps = _known_steps(stack)
+    if repair_noise is not None and stack.J == 1:
+        raise UserError(f"{stack.path}: one wavelength has no other order to choose; decode it without a repair")
     if quality and Path(quality).resolve() == Path(out).resolve():
         raise UserError(f"{quality}: heights and quality cannot be one file; name another")
     rows, columns = stack.shape
@@ -129,24 +202,17 @@ def decode_stack(
     with ExitStack() as opened:
         heights = opened.enter_context(MapWriter(out, stack.shape, np.float32, unit="nm", **about))
         qualities = opened.enter_context(MapWriter(quality, stack.shape, np.float32, **about)) if quality else None
-        if stack.J == 1:
-            decoded = decode_single(stack)
-            heights.write(0, 0, decoded.height_nm)
+        decoder = StackDecoder(stack, repair_noise, threads)
+
+        def decode(corner: tuple[int, int]) -> None:
+            y0, x0 = corner
+            decoded = decoder.decode(y0, min(y0 + WINDOW[0], rows), x0, min(x0 + WINDOW[1], columns))
+            heights.write(y0, x0, decoded.height_nm)
             if qualities:
-                qualities.write(0, 0, decoded.quality)
-        else:
+                qualities.write(y0, x0, decoded.quality)
 
-            def decode(corner: tuple[int, int]) -> None:
-                y0, x0 = corner
-                window = y0, min(y0 + WINDOW[0], rows), x0, min(x0 + WINDOW[1], columns)
-                decoded = decode_window(stack.read(*window), stack.wavelengths_um, steps, stack.height_range_um)
-                valid = stack.mask(*window)
-                heights.write(y0, x0, np.where(valid, decoded.height_nm, np.float32(np.nan)))
-                if qualities:
-                    qualities.write(y0, x0, np.where(valid, decoded.quality, np.float32(0)))
-
-            corners = [(y, x) for y in range(0, rows, WINDOW[0]) for x in range(0, columns, WINDOW[1])]
-            each_in_threads(decode, corners, threads, progress)
+        corners = [(y, x) for y in range(0, rows, WINDOW[0]) for x in range(0, columns, WINDOW[1])]
+        each_in_threads(decode, corners, threads, progress)
         for writer in filter(None, (heights, qualities)):
             writer.convert()
         return heights.finish(), qualities.finish() if qualities else None

@@ -16,7 +16,7 @@ from cpikan_hr.data.stack import open_stack
 from cpikan_hr.errors import UserError
 from cpikan_hr.jets import Jet
 from cpikan_hr.problems.base import Problem, Target, smoothness
-from cpikan_hr.problems.decode import decode_single, decode_window
+from cpikan_hr.problems.decode import StackDecoder
 from cpikan_hr.problems.image import strip_rows
 from cpikan_hr.recipe import InterferometryProblem
 
@@ -39,8 +39,7 @@ class Interferometry(Problem):
         self.order = "laplacian" if options.laplacian else "value"
         self.wavenumber = torch.tensor([4e-3 * math.pi / w for w in self.stack.wavelengths_um])  # rad per nm
         self.steps = torch.as_tensor(np.asarray(self.stack.phase_steps_rad), dtype=torch.float32)
-        # One wavelength knows the height only up to its order: the frame is unwrapped once, as a whole.
-        self.unwrapped = decode_single(self.stack) if self.stack.J == 1 else None
+        self.decoder = StackDecoder(self.stack, options.noise if options.repair else None)
 
     def target(self, y0: int, y1: int, x0: int, x1: int, stride: int = 1) -> Target:
         rows = strip_rows(y1 - y0, x1 - x0, stride)
@@ -48,20 +47,9 @@ class Interferometry(Problem):
         return strips[0] if len(strips) == 1 else Target(*map(np.concatenate, zip(*strips, strict=True)))
 
     def _target(self, y0: int, y1: int, x0: int, x1: int, stride: int) -> Target:
-        if self.unwrapped is not None:
-            rows, columns = slice(y0, y1, stride), slice(x0, x1, stride)
-            decoded = self.unwrapped
-            height, sigma, quality = (m[rows, columns] for m in (decoded.height_nm, decoded.sigma_nm, decoded.quality))
-        else:
-            frames = self.stack.read(y0, y1, x0, x1)[:, :, ::stride, ::stride]
-            stack = self.stack
-            decoded = decode_window(frames, stack.wavelengths_um, stack.phase_steps_rad, stack.height_range_um)
-            height, sigma, quality = decoded.height_nm, decoded.sigma_nm, decoded.quality
-        valid = (
-            self.stack.mask(y0, y1, x0, x1)[::stride, ::stride]
-            & (quality >= self.options.quality)
-            & np.isfinite(height)
-        )
+        decoded = self.decoder.decode(y0, y1, x0, x1, stride)
+        height, sigma = decoded.height_nm, decoded.sigma_nm
+        valid = (decoded.quality >= self.options.quality) & np.isfinite(height)
         noise = np.where(valid, sigma, 0).astype(np.float32) * np.float32(self.options.noise)
         height = np.where(valid, height, 0).astype(np.float32)
         return Target(height[..., None], valid.astype(np.float32), noise)

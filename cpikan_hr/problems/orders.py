@@ -6,7 +6,7 @@ heights of all wavelengths, each taken at its order nearest to the candidate.
 Sources: M. R. Benoit, J. Phys. 7 (1898) 57; C. E. Towers et al., Opt. Lett. 28 (2003) 887.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -34,19 +34,34 @@ class OrderSearch:
         period = self.half[self.base]
         self.orders = range(int(np.floor(self.low / period - 0.5)), int(np.ceil(self.high / period + 0.5)) + 1)
 
-    def search(self, fraction: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Height [n] in nm of the best candidate order, and how clearly it beats the second best (0 to 1) [n].
+    def search(self, fraction: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Height [n] in nm of the best candidate order, how clearly it beats the second best (0 to 1) and the margin.
 
         fraction [J, n]: phase over 2 pi; weight [J, n]: inverse variances of the wavelengths' heights, of sum 1.
+        The margin [n] is by how much the second best costs more, in nm^2: infinite where there is no second.
+        """
+        best = np.full(fraction.shape[1], np.inf, self.dtype)
+        second, height, better = best.copy(), np.zeros_like(best), best > 0
+        for candidate, cost in self.candidates(fraction, weight):
+            np.less(cost, best, out=better)
+            np.minimum(second, np.maximum(cost, best), out=second)
+            np.copyto(best, cost, where=better)
+            np.copyto(height, candidate, where=better)
+        if len(self.orders) == 1 or len(self.half) == 1:
+            return height, np.ones_like(height), np.full_like(height, np.inf)
+        np.maximum(best, 0, out=best)  # rounding of a perfect fit
+        return height, 1 - np.sqrt(best / np.maximum(second, np.finfo(self.dtype).tiny)), second - best
+
+    def candidates(self, fraction: np.ndarray, weight: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Height [n] in nm and cost [n] of one candidate order after the other; both arrays are used again.
 
         A candidate's cost is the weighted variance of the single-wavelength heights, in nm^2. Taken about their mean
-        it does not depend on which wavelength the candidates come from.
+        it does not depend on which wavelength the candidates come from. Over the variance of the height it is the
+        chi-square of the candidate.
         """
         base = self.base
         others = [j for j in range(len(self.half)) if j != base]
-        best = np.full(fraction.shape[1], np.inf, self.dtype)
-        second, height = best.copy(), np.zeros_like(best)
-        deviation, square, mean, better = np.empty_like(best), np.empty_like(best), np.empty_like(best), best > 0
+        deviation, square, mean = np.empty((3, fraction.shape[1]), self.dtype)
         for order in self.orders:
             candidate = (fraction[base] + self.dtype(order)) * self.dtype(self.half[base])
             mean[:] = square[:] = 0
@@ -63,15 +78,7 @@ class OrderSearch:
             square -= mean * mean
             candidate += mean
             square += self._outside(candidate, order)
-            np.less(square, best, out=better)
-            np.minimum(second, np.maximum(square, best), out=second)
-            np.copyto(best, square, where=better)
-            np.copyto(height, candidate, where=better)
-        floor = np.finfo(self.dtype).tiny
-        if len(self.orders) == 1 or not others:
-            return height, np.ones_like(height)
-        np.maximum(best, 0, out=best)  # rounding of a perfect fit
-        return height, 1 - np.sqrt(best / np.maximum(second, floor))
+            yield candidate, square
 
     def _outside(self, candidate: np.ndarray, order: int) -> np.ndarray | float:
         """Squared distance of the candidates from the height range; no work where an order lies wholly inside.
