@@ -97,13 +97,18 @@ class _Solver:
         maps[3] *= np.maximum(total, tiny)  # tiny: a single order's margin is infinite whatever the modulation
 
     def candidates(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Frames [J, K, n] -> heights in nm and chi-squares for noise of one grey level of all orders, [orders, n]."""
+        """Frames [J, K, n] -> heights in nm and chi-squares for noise of one grey level of all orders, [orders, n].
+
+        A pixel with fewer orders than others has infinite chi-squares in the place of the missing ones.
+        """
         _, _, fraction, weight = self.demodulator.demodulate(frames)
         total = weight.sum(axis=0)
         weight /= np.maximum(total, np.finfo(frames.dtype).tiny)
-        heights, cost = np.empty((2, len(self.orders.orders), frames.shape[-1]), frames.dtype)
-        for k, (height, each) in enumerate(self.orders.candidates(fraction, weight)):
-            heights[k], cost[k] = height, each * total
+        heights = np.zeros((max(map(len, self.orders.orders)), frames.shape[-1]), frames.dtype)
+        cost = np.full_like(heights, np.inf)
+        for base, pixels in self.orders.groups(weight):
+            for k, each in enumerate(self.orders.candidates(base, fraction[:, pixels], weight[:, pixels])):
+                heights[k, pixels], cost[k, pixels] = each[0], each[1] * total[pixels]
         return heights, cost
 
 

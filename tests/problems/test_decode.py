@@ -51,6 +51,19 @@ def test_without_a_range_the_unambiguous_one_is_used():
     np.testing.assert_allclose(decoded.height_nm, height, atol=1e-6)
 
 
+@pytest.mark.parametrize("dark", range(4))
+def test_a_wavelength_without_fringes_misleads_nobody(dark):
+    """Its phase is noise, from which the orders of the others must not be counted."""
+    rng = np.random.default_rng(2)
+    height = 1000 * rng.uniform(-13, 13, (1, 400))
+    modulation = np.full((4, 1, 1, 1), 70.0)
+    modulation[dark] = 1e-3
+    frames = expose(height, WAVELENGTHS, full_turn(4, 4), 120, modulation)
+    frames[dark] += rng.normal(0, 1e-2, frames[dark].shape)
+    decoded = decode_window(frames, WAVELENGTHS, full_turn(4, 4), (-13.5, 13.5))
+    np.testing.assert_allclose(decoded.height_nm, height, atol=0.01)
+
+
 def test_the_search_is_as_good_as_an_exhaustive_fit_on_a_fine_grid():
     """Independent reference: the height on a 1 nm grid that minimises the weighted wrapped phase residuals."""
     rng = np.random.default_rng(0)
