@@ -1,7 +1,7 @@
 """Which fringe order a height has: the exhaustive search by excess fractions.
 
-Each candidate order of the longest wavelength in the height range is scored with the exact weighted scatter of the
-heights of all wavelengths, each taken at its order nearest to the candidate.
+Each candidate order of one wavelength (the longest, if it is not weak) in the height range is scored with the exact
+weighted scatter of the heights of all wavelengths, each taken at its order nearest to the candidate.
 
 Sources: M. R. Benoit, J. Phys. 7 (1898) 57; C. E. Towers et al., Opt. Lett. 28 (2003) 887.
 """

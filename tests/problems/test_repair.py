@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from cpikan_hr.cli import main as cli
 from cpikan_hr.data.source import open_source
 from cpikan_hr.data.stack import open_stack
 from cpikan_hr.data.synth import synth
@@ -71,9 +72,11 @@ def test_a_window_holds_what_the_whole_holds_there(noisy):
         np.testing.assert_array_equal(part, whole[y0:y1:stride, x0:x1:stride])
 
 
-def test_maps_are_repaired_where_it_is_asked_for(noisy, tmp_path):
-    out, quality = decode_stack(noisy, tmp_path / "h.npy", repair_noise=10.0, quality=tmp_path / "q.npy")
-    expected = StackDecoder(noisy, 10.0).decode(*WHOLE)
+@pytest.mark.parametrize(("words", "noise"), [([], None), (["--repair", "10"], 10.0)], ids=["plain", "repaired"])
+def test_maps_are_repaired_where_it_is_asked_for(words, noise, noisy, tmp_path):
+    out, quality = tmp_path / "h.npy", tmp_path / "q.npy"
+    assert not cli(["decode", str(noisy.path), "--out", str(out), "--quality", str(quality), *words])
+    expected = StackDecoder(noisy, noise).decode(*WHOLE)
     np.testing.assert_array_equal(np.load(out), expected.height_nm)
     np.testing.assert_array_equal(np.load(quality), expected.quality)
 
