@@ -37,6 +37,7 @@ bench: install
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/codec.py
 	$(BIN)/python benchmarks/render.py
+	$(BIN)/python benchmarks/orders.py
 	$(BIN)/python benchmarks/images.py
 
 # Without a GPU it says so and measures nothing.

@@ -78,6 +78,10 @@ def parser() -> Parser:
     decode.add_argument("--steps", choices=["nominal", "refine", "unknown"], default="nominal",
                         help="phase steps as the stack says, refined on the frames, or found from nothing")  # fmt: skip
     decode.add_argument("--harmonic", action="store_true", help="estimate and correct a second harmonic of the fringes")
+    decode.add_argument(
+        "--repair", type=amplitude, default=None, metavar="NOISE",
+        help="decide wrong orders again, with their surroundings; NOISE: standard deviation of a frame in grey levels",
+    )  # fmt: skip
     decode.add_argument("--threads", type=positive, default=None)
     render = commands.add_parser("render", help="render a trained field to TIFF, PNG or npy")
     render.add_argument("trained", metavar="RUN", type=Path)
@@ -128,11 +132,13 @@ def run_decode(arguments) -> None:
     from cpikan_hr.data.stack import open_stack
     from cpikan_hr.problems.calibration import calibrate, tell
     from cpikan_hr.problems.decode import decode_stack
+    from cpikan_hr.problems.noise import Noise
 
     stack = open_stack(arguments.stack)
     shared = calibrate(stack, arguments.steps, arguments.harmonic)
-    options = dict(threads=arguments.threads, quality=arguments.quality, shared=shared, progress=Progress("decode"))
-    for path in decode_stack(stack, arguments.out, **options):
+    noise = None if arguments.repair is None else Noise(arguments.repair)
+    options = dict(threads=arguments.threads, quality=arguments.quality, shared=shared, repair=noise)
+    for path in decode_stack(stack, arguments.out, progress=Progress("decode"), **options):
         if path is not None:
             print(path)
     if arguments.steps != "nominal" or arguments.harmonic:

@@ -55,6 +55,9 @@ class InterferometryProblem(Section):
     quality: float = Field(
         0.0, ge=0, le=1, description="pixels whose classical decode has a lower quality are left out"
     )
+    repair: bool = Field(
+        True, description="decide orders that noise got wrong again, with their surroundings; needs the right `noise`"
+    )
     laplacian: float = Field(
         0.0, ge=0, description="weight of the mean squared Laplacian (nm px^-2), a smoothness prior"
     )

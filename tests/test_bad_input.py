@@ -289,6 +289,9 @@ def test_decode_of_what_cannot_be(stack, tmp_path, capfd):
     out = str(tmp_path / "h.tif")
     for words in (["--out", out, "--threads", "-1"], ["--out", out, "--quality", out], ["--out", str(tmp_path)]):
         refused(cli, ["decode", str(stack), *words], tmp_path, capfd)
+    for noise in ("0", "-2", "inf", "much"):
+        message = refused(cli, ["decode", str(stack), "--out", out, "--repair", noise], tmp_path, capfd)
+        assert "--repair" in message and "not a positive number" in message
 
 
 # ---------------------------------------------------------------- trained fields

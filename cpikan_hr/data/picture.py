@@ -5,8 +5,6 @@ temporary file (in TMPDIR), never in memory. Alpha is dropped, palettes are expa
 """
 
 import os
-import shutil
-import tempfile
 import threading
 import warnings
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from cpikan_hr.data.spool import anonymous_file
 from cpikan_hr.data.windows import MAX_PIXELS, RawRows, Source
 from cpikan_hr.errors import UserError
 
@@ -66,7 +65,8 @@ class Picture(Source):
 
     def _decode(self) -> RawRows:
         height, width, channels = self.shape
-        with self._opened(self._path) as image, _anonymous_file(self) as file:
+        size = height * width * channels * self.dtype.itemsize
+        with self._opened(self._path) as image, anonymous_file(self.name, size) as file:
             try:
                 image.load()
             except (OSError, SyntaxError, ValueError, EOFError) as error:
@@ -77,18 +77,6 @@ class Picture(Source):
             file.flush()
             dtype = self.dtype.newbyteorder("<")
             return RawRows(os.dup(file.fileno()), self.name, self.shape, dtype, 0, width * channels * dtype.itemsize)
-
-
-def _anonymous_file(source: Source):
-    """A temporary file without a name, with room for the pixels of `source`."""
-    size = int(np.prod(source.shape)) * source.dtype.itemsize
-    folder = tempfile.gettempdir()
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        raise UserError(
-            f"{source.name}: needs {size} bytes in {folder} to be unpacked, {free} are free; set TMPDIR elsewhere"
-        )
-    return tempfile.TemporaryFile()
 
 
 def _png_bits(path: Path) -> int:

@@ -1,21 +1,24 @@
 """The classical height decode: N-step phase per wavelength (`phases.py`), order search (`orders.py`), weighted average.
 
-The baseline every field is measured against, and its start. numpy only.
+The baseline every field is measured against, and its start. Asked to, it decides orders that noise got wrong again
+(`repair.py`). One wavelength has no orders to choose from and is unwrapped (`unwrap.py`).
 
 Invariants
 * Frame model I_jk = A_j + B_j cos(4 pi h / lambda_j + delta_jk); one wavelength alone gives h modulo lambda_j / 2.
 * Heights are in nm. Float64 frames are decoded in float64, everything else in float32 (rounding below 0.01 nm).
+* What a window holds does not depend on the window: repair and unwrapping see as far around it as they need.
 """
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from skimage.restoration import unwrap_phase
 
+from cpikan_hr.data.source import Source
 from cpikan_hr.data.stack import Stack
 from cpikan_hr.data.threads import each_in_threads
 from cpikan_hr.data.writers import MapWriter
@@ -24,19 +27,30 @@ from cpikan_hr.problems.calibration import calibrate
 from cpikan_hr.problems.noise import Noise, Weighing
 from cpikan_hr.problems.orders import OrderSearch, unambiguous_range_um
 from cpikan_hr.problems.phases import Demodulator
+from cpikan_hr.problems.repair import HALO, PENALTY, repair_orders
 from cpikan_hr.problems.steps import Shared
+from cpikan_hr.problems.unwrap import Unwrapping
 
 CHUNK = 16384  # pixels decoded at a time: the arrays of one chunk fit the second-level cache
 WINDOW = (256, 2048)  # rows, columns that a thread reads and decodes at a time
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Decoded:
-    """Maps over a window [h, w] (background and modulation: [J, h, w], in grey levels)."""
+    """Maps over a window [h, w] (background and modulation: [J, h, w], in grey levels).
+
+    `quality` is the agreement of the order times the least contrast B / A of the wavelengths. The agreement is
+    1 - s1 / s2, with s1 and s2 the scatter in nm of the wavelengths' heights in the best and the second best order: 0
+    where two orders fit alike, 1 where one fits perfectly, and 1 for a single wavelength. It is no probability and
+    knows nothing of the noise (`margin` does) or of other pixels: a repaired pixel keeps the number it had.
+    """
 
     height_nm: np.ndarray
     sigma_nm: np.ndarray  # standard deviation of the height
-    quality: np.ndarray  # 0 (order arbitrary, or no fringes) to 1 (fractions agree perfectly, full contrast)
+    quality: np.ndarray  # 0 to 1, see above
+    margin: np.ndarray  # chi-square by which the best order beats the next
     background: np.ndarray
     modulation: np.ndarray
 
@@ -61,28 +75,26 @@ def decode_window(
     """
     J, K, h, w = frames.shape
     dtype = np.float64 if frames.dtype == np.float64 else np.float32
-    height_range_um = height_range_um or unambiguous_range_um(wavelengths_um)
-    demodulator = Demodulator(wavelengths_um, phase_steps_rad, dtype, harmonic)
-    solver = _Solver(wavelengths_um, height_range_um, Weighing(demodulator, noise, bit_depth), dtype)
+    solver = _Solver(wavelengths_um, phase_steps_rad, height_range_um, dtype, harmonic, noise, bit_depth)
     flat = frames.reshape(J, K, h * w)
-    maps, per_wavelength = np.empty((3, h * w), dtype), np.empty((2, J, h * w), dtype)
+    maps, per_wavelength = np.empty((4, h * w), dtype), np.empty((2, J, h * w), dtype)
     for start in range(0, h * w, CHUNK):
         part = slice(start, start + CHUNK)
         solver.decode(flat[:, :, part], maps[:, part], per_wavelength[:, :, part])
-    height_nm, sigma_nm, quality = maps.reshape(3, h, w)
-    return Decoded(height_nm, sigma_nm, quality, *per_wavelength.reshape(2, J, h, w))
+    return Decoded(*maps.reshape(4, h, w), *per_wavelength.reshape(2, J, h, w))
 
 
 class _Solver:
     """What is the same for all pixels."""
 
-    def __init__(self, wavelengths_um, height_range_um, weighing: "Weighing", dtype):
-        self.wavelengths_um, self.height_range_um, self.dtype = wavelengths_um, height_range_um, dtype
-        self.weighing = weighing
-        self.orders = OrderSearch(wavelengths_um, height_range_um, dtype)
+    def __init__(self, wavelengths_um, phase_steps_rad, height_range_um, dtype, harmonic, noise, bit_depth):
+        self.dtype = dtype
+        demodulator = Demodulator(wavelengths_um, phase_steps_rad, dtype, harmonic)
+        self.weighing = Weighing(demodulator, noise, bit_depth)
+        self.orders = OrderSearch(wavelengths_um, height_range_um or unambiguous_range_um(wavelengths_um), dtype)
 
     def decode(self, frames: np.ndarray, maps: np.ndarray, per_wavelength: np.ndarray) -> None:
-        """Frames [J, K, n] -> in place: `maps` (height, sigma, quality) [3, n], `per_wavelength` (A, B) [2, J, n]."""
+        """Frames [J, K, n] -> in place: height, sigma, quality, margin [4, n], `per_wavelength` (A, B) [2, J, n]."""
         background, modulation, fraction, weight = self.weighing.demodulate(frames)
         per_wavelength[:] = background, modulation
         tiny = np.finfo(self.dtype).tiny
@@ -90,54 +102,112 @@ class _Solver:
         with np.errstate(divide="ignore"):
             maps[1] = 1 / np.sqrt(total)
         weight /= np.maximum(total, tiny)
-        maps[0], agreement = self.orders.search(fraction, weight)
+        maps[0], agreement, maps[3] = self.orders.search(fraction, weight)
         contrast = modulation / np.maximum(np.maximum(background, modulation), tiny)
         maps[2] = agreement * contrast.min(axis=0)
-        dropped = weight == 0
+        maps[3] *= np.maximum(total, tiny)  # tiny: a single order's margin is infinite whatever the modulation
+        dropped = (weight == 0).sum(axis=0)
         if dropped.any():
-            self._without(dropped, fraction, weight, contrast, maps)
+            contrast[weight == 0] = 1  # these say nothing, so quality falls in proportion
+            left = len(weight) - dropped
+            trust = left / len(weight)
+            trust[(left == 1) & (maps[3] == 0)] = 0  # a single wavelength's order is arbitrary
+            maps[2] = agreement * contrast.min(axis=0) * trust
 
-    def _without(self, dropped, fraction, weight, contrast, maps) -> None:
-        """Searches again where wavelengths dropped out, among those that are left."""
-        pattern = np.packbits(dropped, axis=0)
-        for each in np.unique(pattern[:, dropped.any(axis=0)], axis=1).T:
-            here = np.flatnonzero((pattern == each[:, None]).all(axis=0))
-            left = np.flatnonzero(~dropped[:, here[0]])
-            if not len(left):
-                continue
-            search = OrderSearch([self.wavelengths_um[j] for j in left], self.height_range_um, self.dtype)
-            pick = np.ix_(left, here)
-            maps[0, here], agreement = search.search(fraction[pick], weight[pick])
-            if len(left) == 1:
-                agreement = agreement * (len(search.orders) == 1)  # its order is arbitrary
-            maps[2, here] = agreement * contrast[pick].min(axis=0) * (len(left) / len(dropped))
+    def candidates(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Frames [J, K, n] -> heights in nm and chi-squares of all orders, [orders, n].
+
+        A pixel with fewer orders than others has infinite chi-squares in the place of the missing ones.
+        """
+        _, _, fraction, weight = self.weighing.demodulate(frames)
+        total = weight.sum(axis=0)
+        weight /= np.maximum(total, np.finfo(self.dtype).tiny)
+        heights = np.zeros((max(map(len, self.orders.orders)), frames.shape[-1]), self.dtype)
+        cost = np.full_like(heights, np.inf)
+        for base, pixels in self.orders.groups(weight):
+            for k, each in enumerate(self.orders.candidates(base, fraction[:, pixels], weight[:, pixels])):
+                heights[k, pixels], cost[k, pixels] = each[0], each[1] * total[pixels]
+        return heights, cost
 
 
-def decode_single(stack: Stack, shared: Shared | None = None, noise: Noise | None = None) -> Decoded:
-    """Heights [H, W] from one wavelength: wrapped phase, 2-D unwrapping inside the mask, phase * lambda / (4 pi).
+class StackDecoder:
+    """Decodes a stack window by window, in several threads if need be.
 
-    `shared`: what `calibrate` found; by default the steps are the stack's. The order is unknown: it is chosen so that
-    the mean over the valid pixels is within a quarter wave of zero. Parts of the mask that do not touch each have a
-    piston of their own. Pixels outside the mask, or clipped in all but two frames, are NaN. Unwrapping (M. A. Herraez
-    et al., Appl. Opt. 41 (2002) 7437, through scikit-image) needs the whole frame in memory, unlike all else here.
-    UserError: more than one wavelength, nothing valid.
+    `shared`: what `calibrate` found; by default the steps are the stack's. `noise`: of a sample; default 1.
+    Heights are NaN and the quality is 0 outside the mask, where too many samples are clipped, and with `repair` (which
+    needs the noise) where an order is left undecided.
+    One wavelength is unwrapped as a whole when the decoder is made, tile by tile. Its order is unknown: of every
+    region of the mask it is chosen so that the mean height is within a quarter wave of zero.
+    UserError: phase steps unknown; of one wavelength: nothing valid, no room for a temporary file.
     """
-    if stack.J != 1:
-        raise UserError(f"{stack.path}: {stack.J} wavelengths: unwrapping is for one; decode the stack instead")
-    rows, columns = stack.shape
-    shared, whole = shared or calibrate(stack), (0, rows, 0, columns)
-    known = dict(harmonic=shared.harmonic, noise=noise, bit_depth=stack.bit_depth)
-    wrapped = decode_window(stack.read(*whole), stack.wavelengths_um, shared.steps, **known)
-    valid = stack.mask(*whole) & np.isfinite(wrapped.sigma_nm)
-    if not valid.any():
-        raise UserError(f"{stack.path}: mask: no pixel is valid; check the mask")
-    to_nm = stack.wavelengths_um[0] * 1000 / (4 * np.pi)
-    phase = unwrap_phase(np.ma.array(wrapped.height_nm.astype(np.float64) / to_nm, mask=~valid), rng=0)
-    height_nm = np.where(valid, np.ma.getdata(phase) * to_nm, np.nan)
-    half_wave = stack.wavelengths_um[0] * 500  # a whole order: anything else would not fit the frames any more
-    height_nm -= half_wave * np.round(height_nm[valid].mean() / half_wave)
-    quality = np.where(valid, wrapped.quality, 0)
-    return Decoded(height_nm, wrapped.sigma_nm, quality, wrapped.background, wrapped.modulation)
+
+    def __init__(
+        self, stack: Stack, shared: Shared | None = None, noise: Noise | None = None, repair: bool = False,
+        threads: int | None = None,
+    ):  # fmt: skip
+        self.stack, self.noise, self.shared = stack, noise, shared or calibrate(stack)
+        self._limits = stack.height_range_um if stack.J > 1 else None  # what one wavelength shows is wrapped
+        self.turns, self.regions = None, None
+        self.repair = repair and stack.J > 1  # one wavelength has nothing to repair
+        if stack.J == 1:
+            self.half_wave = 500 * stack.wavelengths_um[0]
+            self.turns, self.regions = self._unwrapped(threads)
+
+    def decode(self, y0: int, y1: int, x0: int, x1: int, stride: int = 1) -> Decoded:
+        """Maps of every stride-th pixel of the window, from (y0, x0) on."""
+        window, thin = (y0, y1, x0, x1), np.s_[::stride, ::stride]
+        if self.repair:
+            decoded, valid = self._repaired(*window, stride)
+        else:
+            decoded = self._plain(self.stack.read(*window)[:, :, *thin])
+            valid = self.stack.mask(*window)[thin]
+        height, valid = decoded.height_nm, valid & np.isfinite(decoded.sigma_nm)
+        if self.turns is not None:
+            height = height + self.half_wave * self.turns.read(*window)[*thin, 0].astype(height.dtype)
+        height = np.where(valid, height, height.dtype.type(np.nan))
+        return replace(decoded, height_nm=height, quality=np.where(valid, decoded.quality, 0))
+
+    def _plain(self, frames: np.ndarray) -> Decoded:
+        stack, shared = self.stack, self.shared
+        known = dict(harmonic=shared.harmonic, noise=self.noise, bit_depth=stack.bit_depth)
+        return decode_window(frames, stack.wavelengths_um, shared.steps, self._limits, **known)
+
+    def _repaired(self, y0: int, y1: int, x0: int, x1: int, stride: int) -> tuple[Decoded, np.ndarray]:
+        """The maps, and where they hold."""
+        stack, shared = self.stack, self.shared
+        top, left = max(y0 - HALO, 0), max(x0 - HALO, 0)
+        grown = top, min(y1 + HALO, stack.shape[0]), left, min(x1 + HALO, stack.shape[1])
+        inner = np.s_[y0 - top : y1 - top : stride, x0 - left : x1 - left : stride]
+        frames, valid = stack.read(*grown), stack.mask(*grown)
+        if stride > 1:  # the pixels between are needed only where one of those asked for is in doubt
+            decoded = self._plain(frames[:, :, *inner])
+            if (decoded.margin >= PENALTY)[valid[inner]].all():
+                return decoded, valid[inner]
+        decoded = self._plain(frames)
+        valid &= np.isfinite(decoded.sigma_nm)
+        dtype = decoded.height_nm.dtype.type
+        solver = _Solver(
+            stack.wavelengths_um, shared.steps, self._limits, dtype, shared.harmonic, self.noise, stack.bit_depth
+        )
+
+        def candidates(iy: np.ndarray, ix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return solver.candidates(frames[:, :, iy, ix])
+
+        undecided = repair_orders(decoded.height_nm, decoded.margin, valid, candidates, solver.orders.half.mean())
+        maps = {name: each[..., *inner] for name, each in vars(decoded).items()}
+        return Decoded(**maps), (valid & ~undecided)[inner]
+
+    def _unwrapped(self, threads: int | None) -> tuple[Source, int]:
+        def phase(*window: int) -> np.ndarray:
+            return self._plain(self.stack.read(*window)).height_nm.astype(np.float64) / self.half_wave
+
+        name = str(self.stack.path)
+        turns, regions = Unwrapping(name, self.stack.shape, phase, self.stack.mask).solve(threads)
+        if not regions:
+            raise UserError(f"{name}: mask: no pixel is valid; check the mask")
+        if regions > 1:
+            _log.warning("%s: the mask has %d regions that do not touch, each with a piston of its own", name, regions)
+        return turns, regions
 
 
 def decode_stack(
@@ -145,6 +215,7 @@ def decode_stack(
     out: str | os.PathLike,
     *,
     threads: int | None = None,
+    repair: Noise | None = None,
     quality: str | os.PathLike | None = None,
     shared: Shared | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -152,10 +223,12 @@ def decode_stack(
     """Decodes `stack` into the height map `out` (float32, nm; .tif or .npy) and, if asked, the map `quality`.
 
     Window by window in threads; pixels outside the mask become NaN (quality 0). `shared`: what `calibrate` found; by
-    default the steps are the stack's. `progress(done, total)` counts windows.
+    default the steps are the stack's. `repair`: the frames' noise; wrong orders are repaired then. `progress(done,
+    total)` counts windows.
     UserError: what `calibrate` refuses, damaged frames, no room; nothing is left behind then.
     """
-    shared = shared or calibrate(stack)
+    if repair is not None and stack.J == 1:
+        raise UserError(f"{stack.path}: one wavelength has no other order to choose; decode it without a repair")
     if quality and Path(quality).resolve() == Path(out).resolve():
         raise UserError(f"{quality}: heights and quality cannot be one file; name another")
     rows, columns = stack.shape
@@ -163,25 +236,17 @@ def decode_stack(
     with ExitStack() as opened:
         heights = opened.enter_context(MapWriter(out, stack.shape, np.float32, unit="nm", **about))
         qualities = opened.enter_context(MapWriter(quality, stack.shape, np.float32, **about)) if quality else None
-        if stack.J == 1:
-            decoded = decode_single(stack, shared)
-            heights.write(0, 0, decoded.height_nm)
+        decoder = StackDecoder(stack, shared, repair, repair is not None, threads)
+
+        def decode(corner: tuple[int, int]) -> None:
+            y0, x0 = corner
+            decoded = decoder.decode(y0, min(y0 + WINDOW[0], rows), x0, min(x0 + WINDOW[1], columns))
+            heights.write(y0, x0, decoded.height_nm)
             if qualities:
-                qualities.write(0, 0, decoded.quality)
-        else:
+                qualities.write(y0, x0, decoded.quality)
 
-            def decode(corner: tuple[int, int]) -> None:
-                y0, x0 = corner
-                window = y0, min(y0 + WINDOW[0], rows), x0, min(x0 + WINDOW[1], columns)
-                frames, known = stack.read(*window), dict(harmonic=shared.harmonic, bit_depth=stack.bit_depth)
-                decoded = decode_window(frames, stack.wavelengths_um, shared.steps, stack.height_range_um, **known)
-                valid = stack.mask(*window)
-                heights.write(y0, x0, np.where(valid, decoded.height_nm, np.float32(np.nan)))
-                if qualities:
-                    qualities.write(y0, x0, np.where(valid, decoded.quality, np.float32(0)))
-
-            corners = [(y, x) for y in range(0, rows, WINDOW[0]) for x in range(0, columns, WINDOW[1])]
-            each_in_threads(decode, corners, threads, progress)
+        corners = [(y, x) for y in range(0, rows, WINDOW[0]) for x in range(0, columns, WINDOW[1])]
+        each_in_threads(decode, corners, threads, progress)
         for writer in filter(None, (heights, qualities)):
             writer.convert()
         return heights.finish(), qualities.finish() if qualities else None

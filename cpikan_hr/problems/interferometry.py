@@ -19,7 +19,7 @@ from cpikan_hr.jets import Jet
 from cpikan_hr.problems import calibration
 from cpikan_hr.problems.base import Problem, Target, Window, smoothness
 from cpikan_hr.problems.calibration import calibrate
-from cpikan_hr.problems.decode import decode_single, decode_window
+from cpikan_hr.problems.decode import StackDecoder
 from cpikan_hr.problems.image import strip_rows
 from cpikan_hr.problems.noise import Noise, Weighing
 from cpikan_hr.problems.phases import Demodulator
@@ -48,8 +48,7 @@ class Interferometry(Problem):
         self.harmonic = None if self.shared.harmonic is None else torch.from_numpy(self.shared.harmonic).cfloat()
         demodulator = Demodulator(self.stack.wavelengths_um, self.shared.steps, np.float32, self.shared.harmonic)
         self.weighing = Weighing(demodulator, self.noise, self.stack.bit_depth)
-        # One wavelength knows the height only up to its order: the frame is unwrapped once, as a whole.
-        self.unwrapped = decode_single(self.stack, self.shared, self.noise) if self.stack.J == 1 else None
+        self.decoder = StackDecoder(self.stack, self.shared, self.noise, options.repair)
 
     def target(self, y0: int, y1: int, x0: int, x1: int, stride: int = 1) -> Target:
         rows = strip_rows(y1 - y0, x1 - x0, stride)
@@ -57,22 +56,9 @@ class Interferometry(Problem):
         return strips[0] if len(strips) == 1 else Target(*map(np.concatenate, zip(*strips, strict=True)))
 
     def _target(self, y0: int, y1: int, x0: int, x1: int, stride: int) -> Target:
-        if self.unwrapped is not None:
-            rows, columns = slice(y0, y1, stride), slice(x0, x1, stride)
-            decoded = self.unwrapped
-            height, sigma, quality = (m[rows, columns] for m in (decoded.height_nm, decoded.sigma_nm, decoded.quality))
-        else:
-            frames = self.stack.read(y0, y1, x0, x1)[:, :, ::stride, ::stride]
-            stack, shared = self.stack, self.shared
-            known = dict(harmonic=shared.harmonic, noise=self.noise, bit_depth=stack.bit_depth)
-            decoded = decode_window(frames, stack.wavelengths_um, shared.steps, stack.height_range_um, **known)
-            height, sigma, quality = decoded.height_nm, decoded.sigma_nm, decoded.quality
-        valid = (
-            self.stack.mask(y0, y1, x0, x1)[::stride, ::stride]
-            & (quality >= self.options.quality)
-            & np.isfinite(height)
-            & np.isfinite(sigma)
-        )
+        decoded = self.decoder.decode(y0, y1, x0, x1, stride)
+        height, sigma = decoded.height_nm, decoded.sigma_nm
+        valid = (decoded.quality >= self.options.quality) & np.isfinite(height)
         noise = np.where(valid, sigma, 0).astype(np.float32)
         height = np.where(valid, height, 0).astype(np.float32)
         return Target(height[..., None], valid.astype(np.float32), noise)

@@ -1,7 +1,6 @@
 """The classical decode against heights that are known exactly, and on a real interferogram."""
 
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +12,10 @@ from cpikan_hr.data.source import open_source
 from cpikan_hr.data.stack import open_stack
 from cpikan_hr.data.synth import synth
 from cpikan_hr.errors import UserError
-from cpikan_hr.problems.decode import decode_single, decode_stack, decode_window
+from cpikan_hr.problems.decode import StackDecoder, decode_stack, decode_window
 from cpikan_hr.problems.orders import unambiguous_range_um
 
 WAVELENGTHS = (5.0, 5.5, 6.05, 6.655)
-DATA = Path(os.environ.get("CPIKAN_HR_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 
 
 def expose(height_nm, wavelengths_um, steps, background=120.0, modulation=80.0):
@@ -51,6 +49,19 @@ def test_without_a_range_the_unambiguous_one_is_used():
     height = np.linspace(1000 * low + 1, 1000 * high - 1, 500)[None]
     decoded = decode_window(expose(height, (5.0, 5.5), full_turn(2, 4)), (5.0, 5.5), full_turn(2, 4))
     np.testing.assert_allclose(decoded.height_nm, height, atol=1e-6)
+
+
+@pytest.mark.parametrize("dark", range(4))
+def test_a_wavelength_without_fringes_misleads_nobody(dark):
+    """Its phase is noise, from which the orders of the others must not be counted."""
+    rng = np.random.default_rng(2)
+    height = 1000 * rng.uniform(-13, 13, (1, 400))
+    modulation = np.full((4, 1, 1, 1), 70.0)
+    modulation[dark] = 1e-3
+    frames = expose(height, WAVELENGTHS, full_turn(4, 4), 120, modulation)
+    frames[dark] += rng.normal(0, 1e-2, frames[dark].shape)
+    decoded = decode_window(frames, WAVELENGTHS, full_turn(4, 4), (-13.5, 13.5))
+    np.testing.assert_allclose(decoded.height_nm, height, atol=0.01)
 
 
 def test_the_search_is_as_good_as_an_exhaustive_fit_on_a_fine_grid():
@@ -148,7 +159,7 @@ def test_one_wavelength_is_unwrapped_to_the_height_up_to_whole_orders(tmp_path):
     keys = {"frames": "f.npy", "wavelengths_um": [0.654], "phase_steps_rad": full_turn(1, 6)[0].tolist()}
     keys |= {"pixel_pitch_um": 270.0, "mask": {"circle": [45, 55, 40]}}
     (tmp_path / "stack.yaml").write_text(yaml.safe_dump(keys))
-    decoded = decode_single(open_stack(tmp_path))
+    decoded = StackDecoder(open_stack(tmp_path)).decode(0, 90, 0, 110)
     valid = np.hypot(y - 45, x - 55) <= 40
     expected = height[valid] - 327 * np.round(height[valid].mean() / 327)  # whole orders only: the frames still fit
     np.testing.assert_allclose(decoded.height_nm[valid], expected, atol=1e-6)
@@ -158,32 +169,9 @@ def test_one_wavelength_is_unwrapped_to_the_height_up_to_whole_orders(tmp_path):
     )
 
 
-def test_several_wavelengths_are_not_unwrapped(wafer):
-    with pytest.raises(UserError, match="4 wavelengths: unwrapping is for one"):
-        decode_single(open_stack(wafer))
-
-
-@pytest.fixture(scope="module")
-def mirror(tmp_path_factory):
-    frames = DATA / "zernike_psi_12frame"
-    if not frames.is_dir():
-        pytest.skip(f"the mirror interferograms are not here: {frames}")
-    folder = tmp_path_factory.mktemp("mirror")
-    keys = {
-        "frames": str(frames.resolve() / "Image*.jpg"),
-        "wavelengths_um": [0.654],
-        "phase_steps_rad": [-2 * np.pi * k / 6 for k in range(12)],
-        "pixel_pitch_um": 266.0,  # 152.2 mm over about 572 px
-        "mask": {"circle": [300, 390, 280]},  # row, column, radius of the pupil
-        "channel": 0,
-    }
-    (folder / "stack.yaml").write_text(yaml.safe_dump(keys))
-    return open_stack(folder)
-
-
 def test_the_real_mirror_is_a_smooth_surface_that_explains_its_frames(mirror):
     assert (mirror.J, mirror.K, mirror.shape) == (1, 12, (600, 800))
-    decoded = decode_single(mirror)
+    decoded = StackDecoder(mirror).decode(0, 600, 0, 800)
     valid = mirror.mask(0, 600, 0, 800)
     inside = valid[1:, :] & valid[:-1, :]
     jumps = np.abs(np.diff(decoded.height_nm, axis=0))[inside]

@@ -76,6 +76,19 @@ def test_of_a_stack_of_frames(wavelengths, tmp_path, monkeypatch):
         if isinstance(keys["phase_steps_rad"][0], list):
             keys["phase_steps_rad"] = keys["phase_steps_rad"][0]
     (folder / "stack.yaml").write_text(yaml.safe_dump(keys))
-    problem = Interferometry(InterferometryProblem(stack=str(folder), quality=0.2))
-    problem.stack = spy = Spy(problem.stack)
+    problem = Interferometry(InterferometryProblem(stack=str(folder), quality=0.2, repair=False))
+    problem.decoder.stack = spy = Spy(problem.stack)
     agrees(problem, spy, monkeypatch)
+
+
+def test_of_a_stack_of_noisy_frames_that_are_repaired(tmp_path, monkeypatch):
+    folder = synth(tmp_path / "stack", size=(300, 400), noise=12, seed=2)
+    plain, problem = (
+        Interferometry(InterferometryProblem(stack=str(folder), noise=12.0, repair=repair)) for repair in (False, True)
+    )
+    whole = problem.target(0, 300, 0, 400)
+    assert not np.array_equal(whole.values, plain.target(0, 300, 0, 400).values)
+    monkeypatch.setattr(image_module, "STRIP", 30 * 400)
+    for stride in (2, 7):
+        for part, every in zip(problem.target(0, 300, 0, 400, stride), whole, strict=True):
+            np.testing.assert_array_equal(part, every[::stride, ::stride])
