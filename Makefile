@@ -38,6 +38,7 @@ bench: install
 	$(BIN)/python benchmarks/codec.py
 	$(BIN)/python benchmarks/render.py
 	$(BIN)/python benchmarks/images.py
+	$(BIN)/python benchmarks/heights.py
 
 gallery: install
 	$(BIN)/python docs/gallery.py
