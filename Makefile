@@ -39,6 +39,7 @@ bench: install
 	$(BIN)/python benchmarks/render.py
 	$(BIN)/python benchmarks/orders.py
 	$(BIN)/python benchmarks/images.py
+	$(BIN)/python benchmarks/heights.py
 
 # Without a GPU it says so and measures nothing.
 bench-gpu: install

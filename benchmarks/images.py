@@ -25,9 +25,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 from device import add_device
+from processes import ENVIRONMENT, ROOT, run
 
-ROOT = Path(__file__).resolve().parents[1]
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 SPARSE = {"kind": "chebyshev2d", "degree": None, "sparse": True}
 GLOBAL = {"kind": "cpikan", "hidden": [8, 8], "degree": 5}
 CPIKAN = {"kind": "cpikan", "hidden": [6], "degree": [4, 2], "first_input_map": "sine", "shared_constant": True}
@@ -81,24 +80,6 @@ def rows(seconds: float) -> dict[str, dict]:
         **{name: {"recipe": recipe} for name, recipe in recipes.items()},
     }
     return table
-
-
-def run(words: list[str]) -> tuple[str, float, float]:
-    """Output, CPU seconds and peak RSS (MB) of `python WORDS`."""
-    process = subprocess.Popen(
-        [sys.executable, *words],
-        cwd=ROOT,
-        env=os.environ | ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    out, err = process.stdout.read(), process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(err)
-    return out, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e6
 
 
 def fit(name: str, picture: Path, options: dict, folder: Path) -> dict:

@@ -68,6 +68,12 @@ def parser() -> Parser:
     synth.add_argument("--frames", type=grid, default=(4, 4), help="WAVELENGTHSxSTEPS")
     synth.add_argument("--wavelengths", type=float, nargs="+", default=None, help="in um")
     synth.add_argument("--noise", type=float, default=2.0, help="standard deviation in 8-bit grey levels")
+    synth.add_argument("--gain", type=float, default=0.0, help="variance of shot noise per 8-bit grey level")
+    synth.add_argument("--step-error", type=float, default=0.0, help="rms error of the phase steps, rad")
+    synth.add_argument("--missing", type=int, default=0, help="frames of each wavelength that are not there")
+    synth.add_argument("--saturated", type=float, default=0.0, help="part of the pixels in glints that clip")
+    synth.add_argument("--height", type=Path, default=None, help="take the surface from a map in nm (.npy, TIFF)")
+    synth.add_argument("--scale", type=float, default=None, help="multiply the heights of that map")
     synth.add_argument("--seed", type=int, default=0)
     synth.add_argument("--bits", type=int, default=8, choices=[8, 10, 12, 16])
     synth.add_argument("--format", choices=["bmp", "png", "tiff", "npy", "zarr"], default=None)
@@ -117,14 +123,21 @@ def main(words: list[str] | None = None) -> int | None:
 
 
 def run_synth(arguments) -> None:
+    from cpikan_hr.data.camera import Imperfections
     from cpikan_hr.data.synth import synth
 
+    if arguments.scale is not None and arguments.height is None:
+        raise UserError("--scale: multiplies the heights of a map; give --height FILE too")
     wavelengths, steps = arguments.frames
     chosen = arguments.wavelengths or [5.0 * 1.1**j for j in range(wavelengths)]
     if len(chosen) != wavelengths:
         raise UserError(f"--wavelengths: {len(chosen)} given, --frames says {wavelengths}")
-    options = dict(noise=arguments.noise, seed=arguments.seed, bit_depth=arguments.bits, format=arguments.format)
-    synth(arguments.out, size=arguments.size, wavelengths_um=chosen, steps=steps, progress=Progress("synth"), **options)
+    flaws = Imperfections(arguments.step_error, arguments.missing, arguments.saturated, arguments.gain)
+    synth(
+        arguments.out, size=arguments.size, wavelengths_um=chosen, steps=steps, noise=arguments.noise,
+        seed=arguments.seed, bit_depth=arguments.bits, format=arguments.format, height=arguments.height,
+        scale=1.0 if arguments.scale is None else arguments.scale, flaws=flaws, progress=Progress("synth"),
+    )  # fmt: skip
     print(arguments.out)
 
 

@@ -256,6 +256,15 @@ def test_a_file_that_is_no_recipe(text, message, tmp_path, capfd):
         (["--noise", "nan"], "noise"),
         (["--wavelengths", "inf", "5", "6", "7"], "wavelengths"),
         (["--sise", "4x4"], "unrecognized arguments"),
+        (["--step-error", "-0.1"], "step_error: -0.1"),
+        (["--step-error", "much"], "invalid float"),
+        (["--missing", "2"], "at least 3 of each wavelength"),
+        (["--missing", "-1"], "missing: -1"),
+        (["--saturated", "1.5"], "from 0 to 0.5"),
+        (["--gain", "inf"], "gain: inf"),
+        (["--height", "nowhere.npy"], "nowhere.npy: no such file"),
+        (["--height", "README.md"], "README.md"),
+        (["--scale", "2"], "give --height FILE too"),
     ],
 )
 def test_synth_of_what_cannot_be(words, message, tmp_path, capfd):
