@@ -14,6 +14,8 @@ from torch import Tensor
 
 from cpikan_hr.fields import Field
 
+NOISY = 4.0  # times the block's median: a pixel with more noise counts as unknown
+
 ReadTarget = Callable[[int, int, int, int, int], tuple]  # y0, y1, x0, x1, stride -> values, weight, noise
 
 
@@ -33,7 +35,7 @@ class Pixels:
 
     values: Tensor  # float32 [C, h, w], what is left to fit, in the field's channels
     known: Tensor | None  # bool [h, w]; None: all
-    noise: Tensor | None  # float32 [h, w], standard deviation of the values
+    noise: Tensor | None  # float32 [h, w], standard deviation of the values; smooth where these are unknown
 
 
 def blocks_of(shape: tuple[int, int], stride: int, pixels: int, square: bool = False) -> list[Block]:
@@ -64,6 +66,8 @@ def read_block(
     y0, y1, x0, x1 = int(iy.min()), int(iy.max()) + 1, int(ix.min()), int(ix.max()) + 1
     values, weight, noise = target(y0, y1, x0, x1, 1)
     known = weight > 0
+    if noise is not None and known.any():  # one of these would hide what all others of its tile know
+        known &= noise <= NOISY * np.median(noise[known])
     planes = torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1))).to(device)
     if group:
         ys = torch.arange(y0, y1, dtype=torch.float64, device=device) + 0.5
@@ -74,6 +78,7 @@ def read_block(
     whole = bool(known.all())
     if not whole:
         planes = torch.from_numpy(fill(planes.cpu().numpy(), known)).to(device)
+        noise = None if noise is None else fill(noise[None], known)[0]
     pick = np.ix_(iy - y0, ix - x0)
     inside = len(iy) == y1 - y0 and len(ix) == x1 - x0
     if not inside:

@@ -56,10 +56,9 @@ def thresholds(pixels: Pixels, size: Size, price: float, sigmas: float) -> Tenso
     """What a scaled coefficient must exceed, [ny, nx, 1, 1, 1]."""
     if pixels.noise is None or not sigmas:
         return torch.tensor(price).to(pixels.values)
-    known = pixels.known if pixels.known is not None else torch.ones_like(pixels.noise, dtype=torch.bool)
-    both = torch.stack([pixels.noise.square() * known, known.to(pixels.noise)])
-    sums = both.unfold(1, size.pixels, size.stride).unfold(2, size.pixels, size.stride).sum((3, 4))
-    noise = (sums[0] / sums[1].clamp_min(1)).sqrt() * (sigmas * size.share)
+    square = pixels.noise.square()
+    mean = square.unfold(0, size.pixels, size.stride).unfold(1, size.pixels, size.stride).mean((2, 3))
+    noise = mean.sqrt() * (sigmas * size.share)
     return noise.clamp_min(price)[:, :, None, None, None]
 
 

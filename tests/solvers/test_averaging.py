@@ -122,3 +122,25 @@ def test_without_a_known_noise_there_is_nothing_to_average():
     field = field_of(LEVELS, values)
     with pytest.raises(UserError, match="start.shifts"):
         fit_spectral(field, 0, reader(values), SHAPE, 0.0, START)
+
+
+def test_a_hole_larger_than_tiles_does_not_disturb_what_is_known():
+    values, sigma = noisy()
+    weight = np.ones(SHAPE, np.float32)
+    weight[30:90, 100:150] = 0
+    values[weight == 0] = 1e4
+    field, read = field_of(LEVELS, values), reader(values, weight, np.where(weight > 0, sigma, 0).astype(np.float32))
+    set_terms(field, fit_spectral(field, 0, read, SHAPE, 0.0, START))
+    error = (rendered(field, SHAPE) - surface())[weight > 0]
+    assert rms(error) < 0.4 * rms(sigma) and np.abs(error).max() < 6 * sigma.max()
+    assert np.abs(rendered(field, SHAPE)).max() < 100
+
+
+def test_one_very_noisy_pixel_does_not_blur_its_tile():
+    values, sigma = noisy()
+    values[75, 101], sigma = 5000.0, sigma.copy()
+    sigma[75, 101] = 5000.0
+    field = field_of(LEVELS, values)
+    set_terms(field, fit_spectral(field, 0, reader(values, None, sigma), SHAPE, 0.0, START))
+    error = (rendered(field, SHAPE) - surface())[60:90, 85:117]
+    assert rms(error) < 2.0
