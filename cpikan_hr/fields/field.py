@@ -99,11 +99,15 @@ class Field(nn.Module):
         """
         rows = 0
         for number, group in enumerate(self.groups):
-            for level in self.parts(group):
-                if active is None or number < active:
+            for k in group:
+                level = self.levels[k]
+                if active is not None and number >= active:
+                    rows = rows + 0.0 * level(points[:1], order) if torch.is_grad_enabled() else rows
+                elif str(k) in self.settled:
+                    cover = level.tile_grid.cover(points, order)
+                    rows = rows + level(points, order, cover) + self.settled[str(k)](points, order, cover)
+                else:
                     rows = rows + level(points, order)
-                elif torch.is_grad_enabled():
-                    rows = rows + 0.0 * level(points[:1], order)
         return Jet(rows @ self.mix, order, points.shape[1])
 
     @torch.no_grad()

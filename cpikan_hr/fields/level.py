@@ -125,11 +125,11 @@ class Level(nn.Module):
         value = rows[:, :1] + self.mean_of(slots)[:, None, None]
         return jet._replace(rows=torch.cat([value, rows[:, 1:]], dim=1))
 
-    def forward(self, points: Tensor, order: str) -> Tensor:
-        """Jet rows [R, N, C] at float64 points [N, D]."""
+    def forward(self, points: Tensor, order: str, cover: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
+        """Jet rows [R, N, C] at float64 points [N, D]; `cover`: what the grid's `cover` gives there, where known."""
         if self.network is None:
             return self.mean.new_zeros(row_count(order, points.shape[1]), len(points), self.mean.shape[1])
-        dispatch = self.dispatch(points, order)
+        dispatch = self.dispatch(points, order, cover)
         rows = self.mean.new_zeros(row_count(order, points.shape[1]), len(points) + 1, self.mean.shape[1])
         padded = torch.cat([points, points.new_zeros(1, points.shape[1])])
         step = max(1, self.chunk // (dispatch.points.shape[1] * rows.shape[0]))
@@ -155,9 +155,9 @@ class Level(nn.Module):
         return multiply(jet, Jet(window, jet.order, jet.dim)).rows
 
     @torch.no_grad()
-    def dispatch(self, points: Tensor, order: str) -> Dispatch:
+    def dispatch(self, points: Tensor, order: str, cover: tuple[Tensor, Tensor, Tensor] | None = None) -> Dispatch:
         """Sends every point to the active tiles whose window is positive there."""
-        point, tile, window = self.tile_grid.cover(points, order)
+        point, tile, window = self.tile_grid.cover(points, order) if cover is None else cover
         if self.active is not None:
             here = self.slots_of(tile) >= 0
             point, tile, window = point[here], tile[here], window[here]

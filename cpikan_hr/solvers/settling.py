@@ -10,8 +10,8 @@ from contextlib import closing
 import torch
 from torch import Tensor
 
-from cpikan_hr.fields import Field, Level
-from cpikan_hr.fields.tiles import TileAxis
+from cpikan_hr.fields import Field
+from cpikan_hr.fields.region import lattice_windows
 from cpikan_hr.parallel import in_threads
 from cpikan_hr.processes import Processes
 from cpikan_hr.recipe import FieldOptions
@@ -58,8 +58,12 @@ def tile_errors(
     def compare(corner: tuple[int, int]) -> list[tuple[int, Tensor, Tensor]]:
         (y0, x0), (y1, x1) = corner, (min(n + SIDE, size) for n, size in zip(corner, shape, strict=True))
         ys, xs = (torch.arange(a, b, dtype=torch.float64, device=device) + 0.5 for a, b in ((y0, y1), (x0, x1)))
-        seen = {k: _seen(field.levels[k], ys, xs) for k in numbers}
-        seen = {k: found for k, found in seen.items() if (found[0] >= 0).any()}
+        seen = {}
+        for k in numbers:
+            tiles, rows, columns = lattice_windows(field.levels[k].tile_grid, ys, xs)
+            slots = field.levels[k].slots_of(tiles)
+            if (slots >= 0).any():
+                seen[k] = slots, rows, columns
         if not seen:
             return []
         values, weight, _ = target(y0, y1, x0, x1, 1)
@@ -76,16 +80,3 @@ def tile_errors(
                 views[k].index_add_(1, slots[here], found[:, here])
     processes.sum(sums)
     return {k: view[0] / view[1].clamp_min(1e-300) for k, view in views.items()}
-
-
-def _seen(level: Level, ys: Tensor, xs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The tiles that may see a lattice: slots [r, c] (negative: they do not train) and windows [r, H] and [c, W]."""
-    (rows, by), (columns, bx) = (_windows(*pair) for pair in zip(level.tile_grid.axes, (ys, xs), strict=True))
-    return level.slots_of(rows[:, None] * level.tile_grid.shape[1] + columns), by, bx
-
-
-def _windows(axis: TileAxis, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Ascending tiles [t] of an axis that may see the ascending coordinates x [n], and their windows [t, n]."""
-    ends = axis.candidates(x[[0, -1]])
-    tiles = torch.arange(int(ends.min()), int(ends.max()) + 1, device=x.device)
-    return tiles, axis.windows(x, tiles[:, None])[0]

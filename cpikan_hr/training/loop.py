@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from cpikan_hr.data.sampling import PixelSampler
+from cpikan_hr.data.sampling import Draw, PixelSampler
 from cpikan_hr.errors import Interrupted, UserError
 from cpikan_hr.fields import Field, Region
 from cpikan_hr.files import created_folder, write_text
@@ -303,6 +303,13 @@ def active_levels(recipe: Recipe, step: int) -> int | None:
     return 1 + step * len(recipe.field.levels) // recipe.training.steps
 
 
+def held(region: Region, draw: Draw) -> np.ndarray:
+    """Which of the pixels of a draw lie in a region, bool [n]."""
+    y0, y1, x0, x1 = draw.window
+    ys, xs = (torch.arange(a, b, dtype=torch.float64) + 0.5 for a, b in ((y0, y1), (x0, x1)))
+    return region.lattice(ys, xs).numpy()[draw.iy - y0, draw.ix - x0]
+
+
 def read_batch(
     problem: Problem, sampler: PixelSampler, step: int, share: int, shares: int, region: Region | None = None
 ) -> dict[str, torch.Tensor]:
@@ -312,7 +319,7 @@ def read_batch(
     """
     draws = sampler.draws(step, share, shares)
     if region is not None:
-        kept = [region.holds(pixel_centres(draw.iy, draw.ix)).numpy() for draw in draws]
+        kept = [held(region, draw) for draw in draws]
         first = draws[0].only(np.arange(1))
         draws = [draw.only(keep) for draw, keep in zip(draws, kept, strict=True) if keep.any()] or [first]
     parts = [problem.samples(*draw.window, draw.iy, draw.ix) for draw in draws]

@@ -89,16 +89,17 @@ def test_state_and_layout_are_enough_to_build_it_again(wholly):
     }
 
 
-def test_a_region_holds_the_points_that_move_with_a_trained_tile(field):
+def test_a_region_holds_what_moves_with_a_trained_tile(field):
     field.levels[0].network = None  # a tile that covers all would hold all
     cut = field.settle(some(field, 1) | {k: value for k, value in some(field, 3).items() if k in (1, 3)})[0]
-    held = Region(cut).holds(points())
+    ys, xs = (torch.arange(n, dtype=torch.float64) + 0.5 for n in SHAPE)
+    held = Region(cut).lattice(ys, xs)
     with torch.no_grad():
-        before = cut(points()).value
+        before = cut.lattice(ys, xs)[0]
         for level in cut.levels:
             if level.network is not None:
                 for value in level.network.parameters():
                     value += torch.rand_like(value)
-        moved = (cut(points()).value != before).any(1)
+        moved = (cut.lattice(ys, xs)[0] != before).any(0)
     assert not moved[~held].any() and (~held).any()
     assert moved[held].float().mean() > 0.9

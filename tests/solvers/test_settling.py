@@ -129,7 +129,7 @@ def test_the_next_updates_are_those_with_the_settled_tiles_held_fixed(optimizer,
                 kept[f"{k}.{name}"] = value.detach()[gone].clone()
         return kept
 
-    region = Region(after).holds(points)
+    region = Region(after).lattice(*(torch.arange(n, dtype=torch.float64) + 0.5 for n in PICTURE.shape[:2])).flatten()
     assert 0 < region.sum() < len(points)
     for _ in range(4):
         frozen = held()

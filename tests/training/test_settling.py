@@ -151,7 +151,9 @@ def test_pixels_are_drawn_where_tiles_train(tmp_path):
     region, sampler = Region(field), PixelSampler(problem.shape, 6, 32, 2, 0)
     drawn = torch.cat([pixel_centres(draw.iy, draw.ix) for draw in sampler.draws(3)])
     found = read_batch(problem, sampler, 3, 0, 1, region)["points"]
-    expected = drawn[region.holds(drawn)]
+    ys, xs = (torch.arange(n, dtype=torch.float64) + 0.5 for n in problem.shape)
+    iy, ix = drawn.long().unbind(1)
+    expected = drawn[region.lattice(ys, xs)[iy, ix]]
     assert torch.equal(found, expected) and 0 < len(expected) < len(drawn) / 4
     # A share without such a pixel still is a batch.
     counts = [len(read_batch(problem, sampler, 3, share, 6, region)["points"]) for share in range(6)]
