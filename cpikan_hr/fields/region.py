@@ -5,7 +5,7 @@ from torch import Tensor
 
 from cpikan_hr.fields.field import Field
 from cpikan_hr.fields.level import slots_in
-from cpikan_hr.fields.tiles import TileGrid
+from cpikan_hr.fields.tiles import TileAxis, TileGrid
 
 
 class Region:
@@ -21,10 +21,23 @@ class Region:
         """bool [H, W] on the product of ascending float64 coordinates."""
         held = torch.zeros(len(ys), len(xs), dtype=torch.bool)
         for grid, active in self._tiles:
-            tiles, rows, columns = lattice_windows(grid, ys, xs)
-            trained = (slots_in(active, tiles) >= 0).float()
-            held |= (rows.T > 0).float() @ trained @ (columns > 0).float() > 0
+            (rows, sees_y), (columns, sees_x) = (_seen(*pair) for pair in zip(grid.axes, (ys, xs), strict=True))
+            trained = slots_in(active, rows[:, None] * grid.shape[1] + columns) >= 0
+            held |= sees_y.T @ trained.float() @ sees_x > 0
         return held
+
+
+def _seen(axis: TileAxis, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Tiles [t] of an axis that may see ascending coordinates x [n], and 1.0 [t, n] where they do."""
+    tiles = near(axis, x)
+    low, high = torch.tensor([axis.bounds(k) for k in tiles.tolist()], dtype=x.dtype)[..., None].unbind(1)
+    return tiles, ((x >= low) & (x <= high)).float()
+
+
+def near(axis: TileAxis, x: Tensor) -> Tensor:
+    """Ascending numbers [t] of an axis' tiles, those that see some of the ascending coordinates x among them."""
+    ends = axis.candidates(x[[0, -1]])
+    return torch.arange(int(ends.min()), int(ends.max()) + 1, device=x.device)
 
 
 def lattice_windows(grid: TileGrid, ys: Tensor, xs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -32,9 +45,6 @@ def lattice_windows(grid: TileGrid, ys: Tensor, xs: Tensor) -> tuple[Tensor, Ten
 
     The window of tile (i, j) is the product of the factors i and j.
     """
-    tiles, windows = [], []
-    for axis, x in zip(grid.axes, (ys, xs), strict=True):
-        ends = axis.candidates(x[[0, -1]])
-        tiles.append(torch.arange(int(ends.min()), int(ends.max()) + 1, device=x.device))
-        windows.append(axis.windows(x, tiles[-1][:, None])[0])
-    return tiles[0][:, None] * grid.shape[1] + tiles[1], *windows
+    rows, columns = (near(axis, x) for axis, x in zip(grid.axes, (ys, xs), strict=True))
+    by, bx = (axis.windows(x, t[:, None])[0] for axis, x, t in zip(grid.axes, (ys, xs), (rows, columns), strict=True))
+    return rows[:, None] * grid.shape[1] + columns, by, bx
