@@ -47,6 +47,7 @@ def rows(seconds: float) -> dict[str, dict]:
     """Name -> options over `recipe` (without one: recipes/image.yaml), on the astronaut."""
     adam = ADAM | {"target.psnr": None, "target.seconds": seconds}
     linear, grown = quadtree(SPARSE, [64, 32, 16, 8]), quadtree(CPIKAN, [16, 8], grow=True)
+    steps = {"field.levels": [level(CPIKAN, tile=16, overlap=0.125)], "target.psnr": None} | MINI | ADAM
     wave = {"kind": "siren", "hidden": [274, 274, 274]}
     table = {
         # what does the work: linear tiles alone, Scaled-cPIKAN alone, both (a global Scaled-cPIKAN above linear tiles)
@@ -59,6 +60,9 @@ def rows(seconds: float) -> dict[str, dict]:
         "both_42db": {"field.levels": [level(GLOBAL, grid=[1, 1]), linear], "target.psnr": 42},
         # first-order training of the same budget
         "cpikan_adam": {"field.levels": [level({**CPIKAN, "hidden": [6]}, tile=16, overlap=0.125)]} | MINI | adam,
+        # the same without and with tiles that leave, to the same PSNR
+        "adam_all_tiles": steps | {"training.steps": 2000},
+        "adam_settling": steps | {"training.steps": 2150, "training.settle_rmse": 4.0},
         "siren_minibatch": {"field.levels": [level(wave, grid=[1, 1])], **MINI, **adam, "training.lr": 3e-4},
         "siren_fullbatch": {"field.levels": [level(wave, grid=[1, 1])], **FULL, **adam, "training.lr": 3e-4},
         "fourier_mlp": {

@@ -302,6 +302,15 @@ class TrainingOptions(Section):
     sweep_every: int | None = Field(
         None, ge=1, description="updates between sweeps of local solves over grown tiles (null: off)"
     )
+    settle_rmse: float | None = Field(
+        None,
+        gt=0,
+        description="tiles leave the training where the field's error under their window, root mean square in its "
+        "unit (grey levels, nm), is at or below this; the run ends when all have (null: off)",
+    )
+    settle_every: int = Field(
+        200, ge=1, description="updates between looks at which tiles may leave, the first before the first update"
+    )
     log_every: int = Field(10, ge=1, description="updates between lines of metrics.jsonl")
     checkpoint_steps: int | None = Field(None, ge=1, description="updates between checkpoints (null: off)")
     checkpoint_minutes: float | None = Field(10.0, gt=0, description="minutes between checkpoints (null: off)")

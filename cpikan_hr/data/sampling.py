@@ -18,6 +18,11 @@ class Draw:
     iy: np.ndarray
     ix: np.ndarray
 
+    def only(self, kept: np.ndarray) -> "Draw":
+        """Some of the pixels, at least one, and the smallest window that has them; `kept`: bool or numbers."""
+        iy, ix = self.iy[kept], self.ix[kept]
+        return Draw((int(iy.min()), int(iy.max()) + 1, int(ix.min()), int(ix.max()) + 1), iy, ix)
+
 
 class PixelSampler:
     """Stateless and stratified: see the file's docstring."""

@@ -2,6 +2,7 @@
 
 from cpikan_hr.fields.field import Field
 from cpikan_hr.fields.level import Level
+from cpikan_hr.fields.region import Region
 from cpikan_hr.fields.tiles import TileGrid
 
-__all__ = ["Field", "Level", "TileGrid"]
+__all__ = ["Field", "Level", "Region", "TileGrid"]

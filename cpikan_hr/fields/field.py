@@ -18,11 +18,20 @@ class Field(nn.Module):
     the recipe says `channels: plain`), so squared errors are the same on both sides.
     `spread` `[C]`: standard deviation of the data in those channels, the unit that solvers think in.
     `groups[k]`: which levels the recipe's level number k stands for (several for a quadtree).
+    `settled[k]`: tiles of level number k that have left the training: frozen, they still contribute. `levels[k]` then
+    has the others alone.
     """
 
-    def __init__(self, levels: list[Level], extent: tuple[float, ...], groups: list[list[int]] | None = None):
+    def __init__(
+        self,
+        levels: list[Level],
+        extent: tuple[float, ...],
+        groups: list[list[int]] | None = None,
+        settled: dict[int, Level] | None = None,
+    ):
         super().__init__()
         self.levels = nn.ModuleList(levels)
+        self.settled = nn.ModuleDict({str(k): level for k, level in (settled or {}).items()}).requires_grad_(False)
         self.extent = tuple(float(length) for length in extent)
         self.groups = groups or [[k] for k in range(len(levels))]
         self.register_buffer("mix", torch.eye(levels[0].mean.shape[1]))
@@ -36,13 +45,16 @@ class Field(nn.Module):
         channels: int,
         seed: int = 0,
         active: dict[int, Tensor] | None = None,
+        settled: dict[int, Tensor] | None = None,
     ) -> "Field":
         """From the recipe; weights are a function of the seed alone, and a fresh field is zero.
 
         `active`: per level number the tiles that have a network; a quadtree without it is its coarsest grid.
+        `settled`: the same for those that have left the training.
         """
-        active = active or {}
+        active, settled = active or {}, settled or {}
         levels: list[Level] = []
+        frozen: dict[int, Level] = {}
         groups: list[list[int]] = []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -50,23 +62,29 @@ class Field(nn.Module):
                 shapes = level_shapes(choice, extent, options.window)
                 groups.append(list(range(len(levels), len(levels) + len(shapes))))
                 for place, (grid, network) in enumerate(shapes):
-                    tiles = active.get(len(levels))
+                    number = len(levels)
+                    if number in settled:
+                        frozen[number] = _build_level(
+                            options, grid, network, extent, channels, settled[number], choice.grow
+                        )
+                    tiles = active.get(number)
                     if tiles is None and len(shapes) > 1:
                         tiles = torch.arange(grid.tiles if place == 0 else 0)
                     levels.append(_build_level(options, grid, network, extent, channels, tiles, choice.grow))
-        return cls(levels, extent, groups)
+        return cls(levels, extent, groups, frozen)
 
     @classmethod
     def from_state(
         cls, options: FieldOptions, extent: tuple[float, ...], channels: int, state: dict[str, Tensor], seed: int = 0
     ) -> "Field":
         """The field whose `state_dict` (or whose `layout` alone) `state` is. RuntimeError where it does not fit."""
-        active = {}
+        tiles: dict[str, dict[int, Tensor]] = {"levels": {}, "settled": {}}
         for name, value in state.items():
-            first, _, rest = name.removeprefix("levels.").partition(".")
-            if rest == "active":
-                active[int(first)] = value
-        field = cls.build(options, extent, channels, seed, active)
+            kind, _, rest = name.partition(".")
+            number, _, rest = rest.partition(".")
+            if rest == "active" and kind in tiles:
+                tiles[kind][int(number)] = value
+        field = cls.build(options, extent, channels, seed, tiles["levels"], tiles["settled"])
         missing, unexpected = field.load_state_dict(state, strict=False)
         parameters = dict(field.named_parameters())
         if unexpected or any(name not in parameters for name in missing):
@@ -81,17 +99,21 @@ class Field(nn.Module):
         """
         rows = 0
         for number, group in enumerate(self.groups):
-            for level in (self.levels[k] for k in group):
-                if active is None or number < active:
+            for k in group:
+                level = self.levels[k]
+                if active is not None and number >= active:
+                    rows = rows + level(points[:0], order).sum() if torch.is_grad_enabled() else rows
+                elif str(k) in self.settled:
+                    cover = level.tile_grid.cover(points, order)
+                    rows = rows + level(points, order, cover) + self.settled[str(k)](points, order, cover)
+                else:
                     rows = rows + level(points, order)
-                elif torch.is_grad_enabled():
-                    rows = rows + level(points[:0], order).sum()
         return Jet(rows @ self.mix, order, points.shape[1])
 
     @torch.no_grad()
     def lattice(self, ys: Tensor, xs: Tensor, order: str = "value", groups: int | None = None) -> Tensor:
         """Jet rows [R, C, H, W] on the product of ascending float64 coordinates; the recipe's first `groups` levels."""
-        chosen = [self.levels[k] for group in self.groups[:groups] for k in group]
+        chosen = [level for group in self.groups[:groups] for level in self.parts(group)]
         margin = max((_points_per_tile(level, xs) for level in chosen), default=0)
         channels = self.mix.shape[0]
         out = self.mix.new_zeros(row_count(order, 2), len(ys), channels, len(xs) + margin)
@@ -99,6 +121,56 @@ class Field(nn.Module):
             add_lattice(level, out, ys, xs, order)
         out = out[..., : len(xs)].transpose(1, 2)
         return torch.einsum("rkhw,kc->rchw", out, self.mix) if channels > 1 else out
+
+    def parts(self, group: list[int]) -> list[Level]:
+        """The levels of these numbers, each followed by its tiles that have settled."""
+        settled = {int(k): level for k, level in self.settled.items()}
+        return [level for k in group for level in (self.levels[k], settled.get(k)) if level is not None]
+
+    def settle(self, leaving: dict[int, Tensor]) -> tuple["Field", dict[str, Tensor]]:
+        """The field with parameters of its own in which more tiles have left the training.
+
+        `leaving[k]`: bool [t], which of the tiles of level number k. Returns also, by name, which rows of this field's
+        parameters those are that the new one trains.
+        """
+        levels, settled, rows = [], {}, {}
+        for k, level in enumerate(self.levels):
+            before = self.settled[str(k)] if str(k) in self.settled else None
+            gone = leaving.get(k)
+            if level.network is None or gone is None:
+                gone = torch.zeros(len(level.active_tiles), dtype=torch.bool, device=self.device)
+            if gone.any():
+                left = level.subset(torch.nonzero(gone)[:, 0])
+                before = left if before is None else before.joined(left)
+            if before is not None:
+                settled[k] = before
+            stay = torch.nonzero(~gone)[:, 0]
+            levels.append(level.subset(stay) if level.network is not None else level)
+            if level.active is None and before is None:
+                levels[-1].active = None
+            if levels[-1].network is not None:
+                numbers = level.network.rows(stay)
+                rows |= {f"levels.{k}.network.{name}": numbers for name, _ in levels[-1].network.named_parameters()}
+        return self._of(levels, settled), rows
+
+    def joined(self) -> "Field":
+        """The same field without a difference between tiles that have settled and others, as the recipe lays it out."""
+        levels = list(self.levels)
+        for k in map(int, self.settled):
+            levels[k] = levels[k].joined(self.settled[str(k)])
+            if [k] in self.groups and len(levels[k].active_tiles) == levels[k].tile_grid.tiles:
+                levels[k].active = None
+        return self._of(levels, {})
+
+    def _of(self, levels: list[Level], settled: dict[int, Level]) -> "Field":
+        field = Field(levels, self.extent, self.groups, settled)
+        field.mix, field.spread = self.mix, self.spread
+        return field
+
+    @property
+    def trained_tiles(self) -> int:
+        """How many tiles have not settled."""
+        return sum(len(level.active_tiles) for level in self.levels if level.network is not None)
 
     def layout(self) -> dict[str, Tensor]:
         """What `state_dict` holds beside the parameters: tiles and terms in use, means, scales.
@@ -114,7 +186,7 @@ class Field(nn.Module):
 
     def count_parameters(self) -> int:
         """Fitted numbers of all levels."""
-        return sum(level.count_parameters() for level in self.levels)
+        return sum(level.count_parameters() for level in (*self.levels, *self.settled.values()))
 
 
 def level_shapes(choice: LevelOptions, extent: tuple[float, ...], window: str) -> list[tuple[TileGrid, dict]]:

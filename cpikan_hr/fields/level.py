@@ -30,6 +30,16 @@ class Dispatch:
     windows: Tensor  # [t, P, R] float64, zero where padded
 
 
+def slots_in(active: Tensor, tiles: Tensor) -> Tensor:
+    """Places of `tiles` in the ascending numbers `active` [t]; negative where they are not among them."""
+    if not len(active):
+        return torch.full_like(tiles, -1)
+    # A search, not a table: a table would be as large as the grid, of which a quadtree uses a small part.
+    wanted = tiles.to(active.dtype)
+    found = torch.searchsorted(active, wanted).clamp(max=len(active) - 1)
+    return torch.where(active[found] == wanted, found, -1)
+
+
 class Level(nn.Module):
     """Sum over active tiles of window * (mean + scale * network(local coordinates)).
 
@@ -72,18 +82,36 @@ class Level(nn.Module):
 
     def slots_of(self, tiles: Tensor) -> Tensor:
         """Index of tiles in the network; negative where they have none."""
-        if self.active is None:
-            return tiles
-        if not len(self.active):
-            return torch.full_like(tiles, -1)
-        # A search, not a table: a table would be as large as the grid, of which a quadtree uses a small part.
-        wanted = tiles.to(torch.int32)
-        found = torch.searchsorted(self.active, wanted).clamp(max=len(self.active) - 1)
-        return torch.where(self.active[found] == wanted, found, -1)
+        return tiles if self.active is None else slots_in(self.active, tiles)
 
     def tile_of(self, slot: int) -> int:
         """Number in the grid of the tile that has this index in the network."""
         return slot if self.active is None else int(self.active[slot])
+
+    def subset(self, slots: Tensor) -> "Level":
+        """The tiles with these ascending indices in the network alone, with parameters of their own."""
+        return self._picked(self.active_tiles[slots], slots)
+
+    def joined(self, other: "Level") -> "Level":
+        """The tiles of both, which share a grid and no tile, in one level with parameters of its own."""
+        if self.network is None:
+            return other.subset(torch.arange(len(other.active_tiles), device=other.mean.device))
+        tiles = torch.cat([self.active_tiles, other.active_tiles])
+        order = tiles.argsort()
+        return self._picked(tiles[order], order, other)
+
+    def _picked(self, tiles: Tensor, slots: Tensor, other: "Level | None" = None) -> "Level":
+        """A level of `tiles`, whose indices here are `slots`; `other`'s count on from the last."""
+        network = self.network.pick(slots, other and other.network) if len(tiles) else None
+        channels = self.mean.shape[1]
+        level = Level(self.tile_grid, network, channels, self.chunk, self.recompute, tiles, self.per_tile)
+        level.to(self.mean)  # device and precision
+        for name in ("mean", "scale"):
+            value = getattr(self, name)
+            if self.per_tile and network is not None:
+                value = (value if other is None else torch.cat([value, getattr(other, name)]))[slots]
+            getattr(level, name).copy_(value[: len(getattr(level, name))])
+        return level
 
     def mean_of(self, slots: Tensor) -> Tensor:
         return self.mean[slots] if self.per_tile else self.mean
@@ -97,11 +125,11 @@ class Level(nn.Module):
         value = rows[:, :1] + self.mean_of(slots)[:, None, None]
         return jet._replace(rows=torch.cat([value, rows[:, 1:]], dim=1))
 
-    def forward(self, points: Tensor, order: str) -> Tensor:
-        """Jet rows [R, N, C] at float64 points [N, D]."""
+    def forward(self, points: Tensor, order: str, cover: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
+        """Jet rows [R, N, C] at float64 points [N, D]; `cover`: what the grid's `cover` gives there, where known."""
         if self.network is None:
             return self.mean.new_zeros(row_count(order, points.shape[1]), len(points), self.mean.shape[1])
-        dispatch = self.dispatch(points, order)
+        dispatch = self.dispatch(points, order, cover)
         rows = self.mean.new_zeros(row_count(order, points.shape[1]), len(points) + 1, self.mean.shape[1])
         padded = torch.cat([points, points.new_zeros(1, points.shape[1])])
         step = max(1, self.chunk // max(1, dispatch.points.shape[1] * rows.shape[0]))
@@ -127,13 +155,13 @@ class Level(nn.Module):
         return multiply(jet, Jet(window, jet.order, jet.dim)).rows
 
     @torch.no_grad()
-    def dispatch(self, points: Tensor, order: str) -> Dispatch:
+    def dispatch(self, points: Tensor, order: str, cover: tuple[Tensor, Tensor, Tensor] | None = None) -> Dispatch:
         """Sends every point to the active tiles whose window is positive there.
 
         Where there is none, the first tile gets no point: data-parallel backends wait for a gradient of every
         parameter, and that of an empty batch is zero whatever the parameters are (zero times an evaluated NaN is not).
         """
-        point, tile, window = self.tile_grid.cover(points, order)
+        point, tile, window = self.tile_grid.cover(points, order) if cover is None else cover
         if self.active is not None:
             here = self.slots_of(tile) >= 0
             point, tile, window = point[here], tile[here], window[here]

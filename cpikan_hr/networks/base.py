@@ -10,6 +10,7 @@ Invariants:
   `set_last(tiles, solution)`. That is what the closed-form start and the tile-wise solvers rely on.
 """
 
+import copy
 from abc import ABC, abstractmethod
 
 import torch
@@ -56,6 +57,21 @@ class TiledNetwork(nn.Module, ABC):
     @abstractmethod
     def zero_last(self) -> None:
         """Sets the last layer to zero: a fresh level then adds nothing to the levels above it."""
+
+    def rows(self, tiles: Tensor) -> Tensor:
+        """Which rows of every parameter are those of `tiles` `[t]`, in their order."""
+        return tiles
+
+    def pick(self, tiles: Tensor, other: "TiledNetwork | None" = None) -> "TiledNetwork":
+        """A network with parameters of its own: `tiles` `[t]` of this one, where `other`'s count on from its last."""
+        others = dict(other.named_parameters()) if other is not None else {}
+        picked = {}
+        for name, parameter in self.named_parameters():
+            whole = torch.cat([parameter, others[name]]) if others else parameter
+            picked[id(parameter)] = nn.Parameter(whole.detach()[tiles], parameter.requires_grad)
+        network = copy.deepcopy(self, picked)
+        network.tiles = len(tiles)
+        return network
 
 
 class TiledLinear(nn.Module):

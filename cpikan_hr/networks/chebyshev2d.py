@@ -9,6 +9,8 @@ indices (c (M + 1) + m)(N + 1) + n in `index [K]`, ascending within a tile, and 
 `offset [tiles + 1]`. Terms that are not listed are zero and are no parameters.
 """
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -79,6 +81,24 @@ class Chebyshev2D(TiledNetwork):
     def tile_of(self, number: int) -> int:
         """The tile that coefficient `number` of a sparse network belongs to."""
         return int(torch.searchsorted(self.offset, number, right=True)) - 1
+
+    def rows(self, tiles: Tensor) -> Tensor:
+        return self._listed(tiles)[0] if self.sparse else tiles
+
+    def pick(self, tiles: Tensor, other: "Chebyshev2D | None" = None) -> "Chebyshev2D":
+        if not self.sparse:
+            return super().pick(tiles, other)
+        network, parts = copy.deepcopy(self), [self] if other is None else [self, other]
+        counts, index, values = (
+            torch.cat(list(tensors))
+            for tensors in zip(*((p.offset.diff(), p.index, p.coefficients.detach()) for p in parts), strict=True)
+        )
+        network.tiles = len(counts)
+        network.set_terms(counts, index, values)
+        number = network.rows(tiles)
+        network.tiles = len(tiles)
+        network.set_terms(counts[tiles], index[number], values[number])
+        return network
 
     def _load_from_state_dict(self, state, prefix, *arguments) -> None:
         if self.sparse and prefix + "index" in state:  # as many terms as the file has

@@ -1,8 +1,10 @@
 """First-order optimisers and learning-rate schedules, all from torch."""
 
 import math
+from copy import deepcopy
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from cpikan_hr.fields import Field
@@ -27,6 +29,22 @@ def build_optimizer(field: Field, options: TrainingOptions, levels: FieldOptions
     ]
     extra = {} if options.optimizer in ("rmsprop", "sgd") else {"betas": options.betas}
     return _CLASSES[options.optimizer](groups, lr=options.lr, weight_decay=options.weight_decay, **extra)
+
+
+@torch.no_grad()
+def carry_state(old: Optimizer, before: Field, new: Optimizer, after: Field, rows: dict[str, Tensor]) -> None:
+    """Gives a new optimizer the state of the old one for parameters that are rows of the old ones, see `Field.settle`.
+
+    What is as large as its parameter (moments) keeps the rows, all else (counts of updates) is taken over.
+    """
+    earlier = dict(before.named_parameters())
+    for name, parameter in after.named_parameters():
+        if name in rows and earlier[name] in old.state:
+            shape = earlier[name].shape
+            new.state[parameter] = {
+                key: value[rows[name]] if torch.is_tensor(value) and value.shape == shape else deepcopy(value)
+                for key, value in old.state[earlier[name]].items()
+            }
 
 
 def rate(step: int, options: TrainingOptions) -> float:

@@ -18,6 +18,9 @@ from cpikan_hr.files import writing
 from cpikan_hr.processes import Processes
 from cpikan_hr.training.state import load_state, save_state
 from cpikan_hr.training.update import Updater
+from cpikan_hr.training.weights import load_tensors, save_tensors
+
+LAYOUT = "layout.safetensors"  # in a checkpoint's folder, where tiles have settled
 
 
 def save(updater: Updater, run: Path, keep: int) -> None:
@@ -37,6 +40,9 @@ def save(updater: Updater, run: Path, keep: int) -> None:
         sharded = accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
         with nullcontext() if sharded else ranks.together(), writing(final):
             save_state(updater, part)
+            field = accelerator.unwrap_model(updater.model)
+            if accelerator.is_main_process and getattr(field, "settled", None):
+                save_tensors(part / LAYOUT, field.layout())
         with ranks.together(), writing(final):
             if accelerator.is_main_process:
                 os.sync()
@@ -46,6 +52,12 @@ def save(updater: Updater, run: Path, keep: int) -> None:
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def layout_of(run: Path, checkpoint: Path) -> dict[str, torch.Tensor]:
+    """What `Field.layout` was when the checkpoint was written: that of the start, until tiles had settled."""
+    path = checkpoint / LAYOUT
+    return load_tensors(path if path.is_file() else run / "start.safetensors")
 
 
 def processes_of(accelerator: Accelerator) -> Processes:

@@ -19,7 +19,7 @@ FILE = "ema.safetensors"  # in a checkpoint's folder
 
 
 class WeightAverage:
-    """Averages the parameters of the bare `model` with `decay`; `steps` updates have been seen."""
+    """Averages the trained parameters of the bare `model` with `decay`; `steps` updates have been seen."""
 
     def __init__(self, accelerator: Accelerator, model: nn.Module, decay: float):
         sharded = accelerator.is_fsdp2 or (
@@ -29,9 +29,14 @@ class WeightAverage:
             raise UserError(
                 "training.ema needs whole weights on every process: launch with zero2.yaml or ddp.yaml, or leave it out"
             )
-        self._parameters = dict(model.named_parameters())
+        self._parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
         self._average = {name: value.detach().clone() for name, value in self._parameters.items()}
         self._step = get_ema_multi_avg_fn(decay)
+
+    def replace(self, model: nn.Module, rows: dict[str, torch.Tensor]) -> None:
+        """Goes on with a model whose trained parameters are `rows`, by name, of the present ones."""
+        self._average = {name: self._average[name][part] for name, part in rows.items()}
+        self._parameters = {name: value for name, value in model.named_parameters() if name in rows}
 
     @torch.no_grad()
     def update(self) -> None:

@@ -12,6 +12,7 @@ from cpikan_hr.training.weights import (
     Trained,
     build_field,
     check_about,
+    joined_state,
     load_field,
     load_tensors,
     save_field,
@@ -82,7 +83,7 @@ def joined(run: Path) -> tuple[dict[str, torch.Tensor], Recipe, dict]:
     if not whole:
         raise UserError(f"{run}: no checkpoint to export; set training.checkpoint_steps, or train to the end")
     newest = whole[-1]
-    state = load_tensors(run / "start.safetensors")  # means, scales and chosen terms: not in every backend's shards
+    state = checkpoints.layout_of(run, newest)  # means, scales and chosen terms: not in every backend's shards
     if (newest / "model.safetensors").is_file():
         state |= load_tensors(newest / "model.safetensors")
     elif (newest / "latest").is_file():
@@ -101,4 +102,5 @@ def joined(run: Path) -> tuple[dict[str, torch.Tensor], Recipe, dict]:
     except (OSError, ValueError) as error:
         raise UserError(f"{run / 'about.json'}: cannot be read ({error}); resume the training") from None
     about["steps"] = steps_of(newest)
-    return state, load_recipe(run / "recipe.yaml"), about
+    recipe = load_recipe(run / "recipe.yaml")
+    return joined_state(state, recipe, about), recipe, about

@@ -16,9 +16,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from cpikan_hr.data.sampling import PixelSampler
+from cpikan_hr.data.sampling import Draw, PixelSampler
 from cpikan_hr.errors import Interrupted, UserError
-from cpikan_hr.fields import Field
+from cpikan_hr.fields import Field, Region
 from cpikan_hr.files import created_folder, write_text
 from cpikan_hr.jets import compile_kernels
 from cpikan_hr.problems import Problem, build_problem
@@ -31,10 +31,11 @@ from cpikan_hr.solvers.start import fit_field, normalise, sweep_field
 from cpikan_hr.training import checkpoints
 from cpikan_hr.training.backend import make_accelerator
 from cpikan_hr.training.display import Preview, StartBar, contribution_table, described, missed
+from cpikan_hr.training.settling import settle
 from cpikan_hr.training.stopping import Stop, Stopped
 from cpikan_hr.training.trackers import Tracker
 from cpikan_hr.training.update import Updater
-from cpikan_hr.training.weights import load_tensors, save_field, save_tensors
+from cpikan_hr.training.weights import joined_state, save_field, save_tensors
 
 
 def train(recipe: Recipe) -> Path:
@@ -56,11 +57,12 @@ def train(recipe: Recipe) -> Path:
         )
     processes = checkpoints.processes_of(accelerator)
     with processes.together():
-        if options.sweep_every and not whole_weights(accelerator):
-            raise UserError(
-                "training.sweep_every needs plain weights on every process: launch with cpu, single_gpu or ddp, "
-                "or leave it out"
-            )
+        for key in ("sweep_every", "settle_rmse"):
+            if getattr(options, key) and not whole_weights(accelerator):
+                raise UserError(
+                    f"training.{key} needs plain weights on every process: launch with cpu, single_gpu or ddp, "
+                    "or leave it out"
+                )
         problem = build_problem(recipe)
         checkpoint = checkpoints.choose(run, recipe.resume)
         check_run(run, recipe, checkpoint)
@@ -97,7 +99,7 @@ def fit(
         if checkpoint is None:
             field, levels = begin_field(problem, recipe, processes, preview, stop)
         else:
-            tensors, levels = load_tensors(run / "start.safetensors"), levels_of(run)
+            tensors, levels = checkpoints.layout_of(run, checkpoint), levels_of(run)
             field = Field.from_state(recipe.field, problem.shape, problem.channels, tensors, options.seed)
             field.to(accelerator.device)
     start = field.layout()
@@ -126,7 +128,7 @@ def fit(
             about["steps"], about["train_seconds"] = updater.steps, time.perf_counter() - began
             about["peak_rss_mb"] = peak_rss_mb()
             about["gpu_peak_mb"] = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else 0.0
-            save_field(run / "field.safetensors", state, recipe, about)
+            save_field(run / "field.safetensors", joined_state(state, recipe, about), recipe, about)
 
 
 def check_run(run: Path, recipe: Recipe, checkpoint: Path | None) -> None:
@@ -223,32 +225,44 @@ def run_steps(
     sampler = PixelSampler(problem.shape, batch.blocks, batch.size, batch.stride, options.seed)
     shares = accelerator.num_processes * options.accumulate
 
-    def read(number: int) -> dict[str, torch.Tensor]:
+    def read(number: int, region: Region | None) -> dict[str, torch.Tensor]:
         step, micro = divmod(number, options.accumulate)
-        return read_batch(problem, sampler, step, micro * accelerator.num_processes + accelerator.process_index, shares)
+        share = micro * accelerator.num_processes + accelerator.process_index
+        return read_batch(problem, sampler, step, share, shares, region)
 
     processes, whole = checkpoints.processes_of(accelerator), whole_weights(accelerator)
     field = accelerator.unwrap_model(updater.model) if whole else None
+    region = Region(field) if field is not None and field.settled else None
     tracker = Tracker(run, options.steps, updater.steps, accelerator.is_main_process)
     saved_at = time.perf_counter()
     last = options.steps * options.accumulate
     with closing(tracker), ThreadPoolExecutor(1) as reader:
         tracker.start([described(row, problem) for row in levels])
         number = updater.steps * options.accumulate
-        coming = reader.submit(read, number) if number < last else None
+        coming = reader.submit(read, number, region) if number < last else None
         while updater.steps < options.steps and not stop.agreed(processes):
+            if options.settle_rmse and updater.steps % options.settle_every == 0:
+                training = settle(updater, problem, recipe, active_levels(recipe, updater.steps), processes)
+                if not training:
+                    tracker.say(f"all tiles have settled after {updater.steps} updates")
+                    break
+                if training < field.trained_tiles:
+                    field = accelerator.unwrap_model(updater.model)
+                    region = Region(field)
+                    coming = reader.submit(read, number, region)
             step, points = updater.steps, sampler.points(updater.steps)
-            sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+            sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
             for _ in range(options.accumulate):
                 data = {name: value.to(accelerator.device) for name, value in coming.result().items()}
                 number += 1
-                coming = reader.submit(read, number) if number < last else None
+                coming = reader.submit(read, number, region) if number < last else None
                 with updater.micro_batch():
                     jet = updater.model(data["points"], problem.order, active_levels(recipe, step))
                     losses, errors = problem.loss(jet, data)
                     # The mean over ranks and micro-batches of this is the mean over the whole batch.
                     updater.backward(losses.sum() * (shares / points))
-                sums += torch.stack([losses.detach().double().sum(), errors.detach().double().sum()])
+                told = (losses.detach().double().sum(), errors.detach().double().sum(), sums.new_tensor(len(losses)))
+                sums += torch.stack(told)
             norm = updater.step()
             tracker.update(points)
             if options.sweep_every and updater.steps % options.sweep_every == 0:
@@ -256,10 +270,11 @@ def run_steps(
             if updater.steps % options.log_every == 0 or updater.steps == options.steps:
                 if accelerator.num_processes > 1:
                     torch.distributed.all_reduce(sums)
-                loss, error = (sums / points).tolist()
+                loss, error = (sums[:2] / sums[2]).tolist()
                 name, value = problem.figure(error)
                 lr = max(updater.learning_rates)
-                tracker.log(updater.steps, {"loss": loss, name: value, "lr": lr, "grad_norm": norm})
+                tiles = {"tiles": field.trained_tiles} if options.settle_rmse else {}
+                tracker.log(updater.steps, {"loss": loss, name: value, "lr": lr, "grad_norm": norm, **tiles})
                 if field is not None:
                     preview.draw(field)
             if due(updater, options, saved_at):
@@ -294,9 +309,25 @@ def active_levels(recipe: Recipe, step: int) -> int | None:
     return 1 + step * len(recipe.field.levels) // recipe.training.steps
 
 
-def read_batch(problem: Problem, sampler: PixelSampler, step: int, share: int, shares: int) -> dict[str, torch.Tensor]:
-    """The share's samples and their coordinates, `points` float64 [n, 2]."""
+def held(region: Region, draw: Draw) -> np.ndarray:
+    """Which of the pixels of a draw lie in a region, bool [n]."""
+    y0, y1, x0, x1 = draw.window
+    ys, xs = (torch.arange(a, b, dtype=torch.float64) + 0.5 for a, b in ((y0, y1), (x0, x1)))
+    return region.lattice(ys, xs).numpy()[draw.iy - y0, draw.ix - x0]
+
+
+def read_batch(
+    problem: Problem, sampler: PixelSampler, step: int, share: int, shares: int, region: Region | None = None
+) -> dict[str, torch.Tensor]:
+    """The share's samples and their coordinates, `points` float64 [n, 2].
+
+    Of pixels outside of `region` there is at most one: none is no batch.
+    """
     draws = sampler.draws(step, share, shares)
+    if region is not None:
+        kept = [held(region, draw) for draw in draws]
+        first = draws[0].only(np.arange(1))
+        draws = [draw.only(keep) for draw, keep in zip(draws, kept, strict=True) if keep.any()] or [first]
     parts = [problem.samples(*draw.window, draw.iy, draw.ix) for draw in draws]
     data = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
     data["points"] = torch.cat([pixel_centres(draw.iy, draw.ix) for draw in draws])

@@ -43,6 +43,11 @@ class Tracker:
         shown = {name: f"{value:.4g}" for name, value in values.items() if name not in ("lr", "grad_norm", "px_per_s")}
         self.bar.set_postfix(shown | {"px/s": f"{per_second:.3g}"})
 
+    def say(self, line: str) -> None:
+        """A line on stdout, above the bar."""
+        if self.enabled:
+            self.bar.write(line)
+
     def start(self, levels: list[dict]) -> None:
         """What each level of the start contributed: lines of step 0, which have a level and no loss."""
         if not self.enabled:

@@ -85,14 +85,31 @@ class Updater:
         if self._deepspeed:
             configured = accelerator.deepspeed_plugin.deepspeed_config["gradient_clipping"]
             assert configured == (clip or 0.0), f"make_accelerator was told clip={configured}, Updater {clip}"
-        self._watch = GradientWatch(model)  # hooks belong on the parameters before any wrapper reads them
         self.average = WeightAverage(accelerator, model, ema) if ema else None
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        if accelerator.is_fsdp2:  # it has replaced the parameters by sharded ones
-            self._watch = ShardedGradientWatch(self.model, self._watch)
+        self._prepare(model, optimizer)
         self._loss_is_finite: Tensor | None = None
         self._micro = 0
         self._overflows = 0
+
+    def _prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self._watch = GradientWatch(model)  # hooks belong on the parameters before any wrapper reads them
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        if self.accelerator.is_fsdp2:  # it has replaced the parameters by sharded ones
+            self._watch = ShardedGradientWatch(self.model, self._watch)
+
+    def replace(self, model: nn.Module, optimizer: torch.optim.Optimizer, rows: dict[str, Tensor]) -> None:
+        """Goes on between two updates with another model and its optimizer, neither of them prepared yet.
+
+        `rows`: by the name of every trained parameter, which rows of the one before it keeps. The optimizer has the
+        groups and the state it needs. Only where processes hold whole weights.
+        """
+        assert self._micro == 0, "replace() between two updates"
+        # As `free_memory` does, without its garbage collection, which takes as long as ten updates.
+        self.accelerator._models.clear()
+        self.accelerator._optimizers.clear()
+        self._prepare(model, optimizer)
+        if self.average:
+            self.average.replace(model, rows)
 
     @property
     def learning_rates(self) -> list[float]:

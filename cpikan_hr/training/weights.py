@@ -48,6 +48,13 @@ def save_packed(path: Path, trained: Trained, bits: int, step: float | None) -> 
     save_tensors(path, tensors, metadata)
 
 
+def joined_state(state: dict[str, torch.Tensor], recipe: Recipe, about: dict) -> dict[str, torch.Tensor]:
+    """The state of a field as its recipe lays it out, also where tiles had settled."""
+    if not any(name.startswith("settled.") for name in state):
+        return state
+    return Field.from_state(recipe.field, about["shape"], about["channels"], state).joined().state_dict()
+
+
 def save_tensors(path: Path, state: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """A safetensors file, whole or not at all."""
     with whole_file(path) as part:
