@@ -90,6 +90,11 @@ def parser() -> Parser:
     evaluate.add_argument("trained", metavar="RUN", type=Path)
     evaluate.add_argument("--reference", type=Path, default=None)
     evaluate.add_argument("--remove", choices=["none", "plane", "bow"], default="plane", help=REMOVE)
+    report = commands.add_parser("report", help="everything about a run in one HTML file")
+    report.add_argument("trained", metavar="RUN", type=Path, help="a run, or a field.safetensors")
+    report.add_argument("--out", type=Path, default=None, help="RUN/report.html")
+    report.add_argument("--reference", type=Path, default=None)
+    report.add_argument("--remove", choices=["none", "plane", "bow"], default="plane", help=REMOVE)
     export = commands.add_parser("export", help="join the newest checkpoint of a run into one file, or pack its field")
     export.add_argument("trained", metavar="RUN", type=Path, help="a run, or a field.safetensors")
     export.add_argument("--out", type=Path, default=None)
@@ -166,6 +171,13 @@ def run_evaluate(arguments) -> None:
     print(json.dumps(evaluate(trained, reference, file.stat().st_size, arguments.remove)))
 
 
+def run_report(arguments) -> None:
+    from cpikan_hr.report import write_report
+
+    options = dict(reference=arguments.reference, remove=arguments.remove, progress=Progress("report"))
+    print(write_report(arguments.trained, arguments.out, **options))
+
+
 def run_export(arguments) -> None:
     from cpikan_hr.training.export import export
 
@@ -197,6 +209,7 @@ COMMANDS = {
     "decode": run_decode,
     "render": run_render,
     "evaluate": run_evaluate,
+    "report": run_report,
     "export": run_export,
     "doctor": run_doctor,
 }
