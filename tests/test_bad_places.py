@@ -153,7 +153,7 @@ def test_the_field_at_the_end_on_a_full_disk(stack, run, capfd):
     assert train(words) == 0 and len(losses(run)) == 3
 
 
-@pytest.mark.parametrize("file_bytes", [5000, 30_000, 100_000])  # less than the head, the decoded map, the page
+@pytest.mark.parametrize("file_bytes", [2000, 10_000, 40_000])  # less than the head, the decoded map, the page
 def test_report_on_a_full_disk(file_bytes, run, tmp_path, capfd):
     (tmp_path / "report.html").write_text("earlier")
     words = ["report", str(run), "--out", str(tmp_path / "report.html")]
