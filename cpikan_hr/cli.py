@@ -57,6 +57,9 @@ def amplitude(text: str) -> float:
     return value
 
 
+REMOVE = "what is taken from heights before pv, sq and sa: the mean, the plane, or the second-order surface"
+
+
 def parser() -> Parser:
     top = Parser(prog="cpikan-hr", description="Scaled-cPIKAN fields for very large images and interferograms")
     commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
@@ -95,9 +98,16 @@ def parser() -> Parser:
     render.add_argument("--region", default=None, help="y0:y1,x0:x1 in px of the source")
     render.add_argument("--scale", type=float, default=1.0, help="output pixels per source pixel")
     render.add_argument("--quantity", choices=["value", "gradient", "laplacian"], default="value")
+    render.add_argument("--unit", choices=["nm", "um", "m"], default=None, help="of heights (nm)")
     evaluate = commands.add_parser("evaluate", help="compare a trained field with a reference: one JSON line")
     evaluate.add_argument("trained", metavar="RUN", type=Path)
     evaluate.add_argument("--reference", type=Path, default=None)
+    evaluate.add_argument("--remove", choices=["none", "plane", "bow"], default="plane", help=REMOVE)
+    report = commands.add_parser("report", help="everything about a run in one HTML file")
+    report.add_argument("trained", metavar="RUN", type=Path, help="a run, or a field.safetensors")
+    report.add_argument("--out", type=Path, default=None, help="RUN/report.html")
+    report.add_argument("--reference", type=Path, default=None)
+    report.add_argument("--remove", choices=["none", "plane", "bow"], default="plane", help=REMOVE)
     export = commands.add_parser("export", help="join the newest checkpoint of a run into one file, or pack its field")
     export.add_argument("trained", metavar="RUN", type=Path, help="a run, or a field.safetensors")
     export.add_argument("--out", type=Path, default=None)
@@ -163,7 +173,7 @@ def run_render(arguments) -> None:
     from cpikan_hr.render import render
     from cpikan_hr.training.weights import load_field
 
-    options = dict(region=arguments.region, scale=arguments.scale, quantity=arguments.quantity)
+    options = dict(region=arguments.region, scale=arguments.scale, quantity=arguments.quantity, unit=arguments.unit)
     with launched() as processes, processes.together():
         trained = load_field(arguments.trained, compute_device())
         progress = Progress("render") if processes.rank == 0 else None
@@ -184,7 +194,14 @@ def run_evaluate(arguments) -> None:
     if reference is None:
         raise UserError(f"{arguments.trained}: this problem knows no true answer; give --reference FILE")
     file = arguments.trained / "field.safetensors" if arguments.trained.is_dir() else arguments.trained
-    print(json.dumps(evaluate(trained, reference, file.stat().st_size)))
+    print(json.dumps(evaluate(trained, reference, file.stat().st_size, arguments.remove)))
+
+
+def run_report(arguments) -> None:
+    from cpikan_hr.report import write_report
+
+    options = dict(reference=arguments.reference, remove=arguments.remove, progress=Progress("report"))
+    print(write_report(arguments.trained, arguments.out, **options))
 
 
 def run_export(arguments) -> None:
@@ -218,6 +235,7 @@ COMMANDS = {
     "decode": run_decode,
     "render": run_render,
     "evaluate": run_evaluate,
+    "report": run_report,
     "export": run_export,
     "doctor": run_doctor,
 }

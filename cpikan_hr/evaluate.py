@@ -1,6 +1,7 @@
 """Compares a trained field with a reference, strip by strip, and measures its seams."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -9,6 +10,8 @@ from skimage.metrics import structural_similarity
 from cpikan_hr.data.source import Source
 from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Field
+from cpikan_hr.problems.surface import surface_figures
+from cpikan_hr.render import valid_pixels
 from cpikan_hr.runtime import peak_rss_mb
 from cpikan_hr.training.weights import Trained
 
@@ -16,10 +19,11 @@ STRIP = 2**19  # pixels of one strip
 HALO = 3  # half of the SSIM window
 
 
-def evaluate(trained: Trained, reference: Source, file_bytes: int) -> dict:
+def evaluate(trained: Trained, reference: Source, file_bytes: int, remove: str = "plane") -> dict:
     """rmse, psnr (dB), ssim, rel_l2 and seam in the field's unit over the pixels where the reference is finite.
 
-    psnr and ssim use the full range of 8/16-bit pictures and the range of the reference for maps.
+    psnr and ssim use the full range of 8/16-bit pictures and the range of the reference for maps. For heights also
+    what `surface` gives.
     """
     field, recipe, about = trained
     shape = tuple(about["shape"])
@@ -45,6 +49,15 @@ def evaluate(trained: Trained, reference: Source, file_bytes: int) -> dict:
         "ssim": similarity(field, reference, shape, offset, full),
         "rel_l2": math.sqrt(squared * count / max(total[2], 1e-30)),
         "seam": seam(field, shape),
+        **surface(trained, remove),
+        **costs(trained, file_bytes),
+    }
+
+
+def costs(trained: Trained, file_bytes: int) -> dict:
+    """What is known of a field without a reference: its size, what its training took, and the unit of the data."""
+    shape, about = trained.about["shape"], trained.about
+    return {
         "params": about["params"],
         "bytes": file_bytes,
         "params_per_px": about["params"] / (shape[0] * shape[1]),
@@ -53,6 +66,24 @@ def evaluate(trained: Trained, reference: Source, file_bytes: int) -> dict:
         "gpu_peak_mb": about["gpu_peak_mb"],
         "unit": about["unit"],
     }
+
+
+def surface(trained: Trained, remove: str = "plane") -> dict:
+    """pv, sq, sa, bow and warp of a height map inside the stack's mask (`problems/surface.py`); {} of a picture."""
+    field, recipe, about = trained
+    if about["unit"] != "nm":
+        return {}
+    height, width = about["shape"]
+    xs = torch.arange(width, dtype=torch.float64) + 0.5
+    rows, valid = max(1, STRIP // width), valid_pixels(recipe)
+
+    def heights() -> Iterator[tuple[int, np.ndarray]]:
+        for y0 in range(0, height, rows):
+            ys = torch.arange(y0, min(y0 + rows, height), dtype=torch.float64) + 0.5
+            strip = field.lattice(ys.to(field.device), xs.to(field.device))[0, 0].cpu().numpy()
+            yield y0, strip if valid is None else np.where(valid(ys, xs), strip, np.nan)
+
+    return surface_figures(heights, (height, width), remove) | {"removed": remove}
 
 
 def strips(field: Field, reference: Source, shape: tuple[int, int], halo: int):

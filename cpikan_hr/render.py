@@ -22,6 +22,7 @@ from cpikan_hr.training.weights import Trained
 STRIP = 2**20  # output pixels of one strip
 MAX_SIDE = 2**24  # output pixels: coordinates of both axes stand in memory
 ORDER = {"value": "value", "gradient": "gradient", "laplacian": "laplacian"}
+PER_NM = {"nm": 1.0, "um": 1e-3, "m": 1e-9}  # units a height can be written in
 
 
 def parse_region(text: str | None, shape: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -51,24 +52,31 @@ def evaluate_field(field: Field, ys: torch.Tensor, xs: torch.Tensor, quantity: s
 
 
 def render(trained: Trained, out: Path, *, region: str | None = None, scale: float = 1.0, quantity: str = "value",
-           processes: Processes = ALONE, progress=None) -> Path:
-    """Writes the map; heights as float32 in nm (NaN where the stack's mask is off), 8/16-bit pictures as such."""
+           unit: str | None = None, processes: Processes = ALONE, progress=None) -> Path:
+    """Writes the map: heights as float32, NaN where the stack's mask is off; 8/16-bit pictures as such.
+
+    `unit`: nm, um or m, of heights only; None is nm.
+    """
     field, recipe, about = trained
     if scale <= 0 or not np.isfinite(scale):
         raise UserError(f"--scale {scale}: give a positive number")
+    if unit is not None and about["unit"] not in PER_NM:
+        raise UserError(f"--unit {unit}: the field is in {about['unit']}, not a height; leave it out")
+    unit = unit or about["unit"]
+    factor = PER_NM[unit] / PER_NM[about["unit"]] if unit in PER_NM else 1.0
     y0, y1, x0, x1 = parse_region(region, tuple(about["shape"]))
     if max(y1 - y0, x1 - x0) * scale > MAX_SIDE:
         raise UserError(f"--scale {scale}: more than {MAX_SIDE} pixels on a side; render regions one by one")
     ys, xs = coordinates(y0, y1, scale), coordinates(x0, x1, scale)
-    mask = _mask(recipe)
+    mask = valid_pixels(recipe)
     picture = quantity == "value" and about["unit"] == "grey levels"
     dtype = np.dtype(about.get("dtype", "uint8")) if picture else np.dtype(np.float32)
-    unit = about["unit"] + {"value": "", "gradient": " / px", "laplacian": " / px^2"}[quantity]
+    unit = unit + {"value": "", "gradient": " / px", "laplacian": " / px^2"}[quantity]
     if out.suffix == ".png" and not picture:
         dtype = np.dtype(np.uint8)
     pitch = about["pixel_pitch_um"] and about["pixel_pitch_um"] / scale
     channels = about["channels"] * (2 if quantity == "gradient" else 1)
-    limits = _limits(field, ys, xs, quantity) if out.suffix == ".png" and not picture else None
+    limits = _limits(field, ys, xs, quantity, factor) if out.suffix == ".png" and not picture else None
     height = max(1, STRIP // len(xs))
     starts = range(0, len(ys), height)[processes.rank :: processes.ranks]
     with opened_map(processes, out, (len(ys), len(xs), channels), dtype, unit=unit, pixel_pitch_um=pitch) as writer:
@@ -79,6 +87,8 @@ def render(trained: Trained, out: Path, *, region: str | None = None, scale: flo
                 block = evaluate_field(field, part, xs, quantity)
                 if mask is not None:
                     block[~mask(part, xs)] = np.nan
+                if factor != 1.0:
+                    block *= np.float32(factor)
                 writer.write(start, 0, _convert(block, dtype, limits))
 
             with closing(in_threads(strip, starts, field.device)) as strips:
@@ -110,19 +120,19 @@ def _convert(block: np.ndarray, dtype: np.dtype, limits: tuple[float, float] | N
         return block
     top = np.iinfo(dtype).max
     if limits is not None:
-        block = (block - limits[0]) * (top / max(limits[1] - limits[0], 1e-12))
+        block = (block - limits[0]) * (top / max(limits[1] - limits[0], 1e-30))
     return np.clip(np.rint(np.nan_to_num(block)), 0, top).astype(dtype)
 
 
-def _limits(field: Field, ys: torch.Tensor, xs: torch.Tensor, quantity: str) -> tuple[float, float]:
+def _limits(field: Field, ys: torch.Tensor, xs: torch.Tensor, quantity: str, factor: float) -> tuple[float, float]:
     """Grey range of a PNG of a map: the 0.1 and 99.9 percentiles of a decimated map."""
     sparse_y, sparse_x = (axis[:: max(1, len(axis) // 256)].contiguous() for axis in (ys, xs))
     values = evaluate_field(field, sparse_y, sparse_x, quantity)
     low, high = np.percentile(values, [0.1, 99.9])
-    return float(low), float(high)
+    return float(low) * factor, float(high) * factor
 
 
-def _mask(recipe):
+def valid_pixels(recipe):
     """The stack's mask at the pixels nearest to output coordinates, as a function; None where the stack is gone."""
     if recipe.problem.kind != "interferometry" or not Path(recipe.problem.stack).exists():
         return None

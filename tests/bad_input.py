@@ -34,6 +34,7 @@ def command(name: str, stack: Path, run: Path, out: Path) -> tuple[Callable, lis
         "synth": ["synth", str(out), "--size", "96x64"],
         "decode": ["decode", str(stack), "--out", f"{out}.tif"],
         "render": ["render", str(run), "--out", f"{out}.tif"],
+        "report": ["report", str(run), "--out", f"{out}.html"],
         "export": ["export", str(run), "--out", f"{out}.safetensors"],
         "train": train_words(stack, out),
     }[name]

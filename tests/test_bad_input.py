@@ -132,14 +132,14 @@ def test_train_on_a_bad_stack(case, stack, run, tmp_path, capfd):
     assert message in refused(train, [*train_words(bad, earlier), "--resume", "never"], tmp_path, capfd)
 
 
-@pytest.mark.parametrize("command", ["render", "evaluate"])
+@pytest.mark.parametrize("command", ["render", "evaluate", "report"])
 @pytest.mark.parametrize("case", STACKS)
 def test_render_and_evaluate_of_a_run_whose_stack_went_bad(case, command, stack, tmp_path, capfd):
     damage, message = STACKS[case]
     data = damaged_copy(stack, tmp_path / "stack", lambda folder: None)
     made = bad_input.make_run(data, tmp_path / "run", steps=0)
     damage(data)
-    words = {"render": ["--out", str(tmp_path / "map.tif")], "evaluate": []}[command]
+    words = {"render": ["--out", str(tmp_path / "map.tif")]}.get(command, [])
     assert message in refused(cli, [command, str(made), *words], tmp_path, capfd)
 
 
@@ -200,7 +200,8 @@ def test_evaluate_against_a_bad_reference(case, run, tmp_path, capfd):
     write, message = (PICTURES | other)[case]
     path = tmp_path / "reference"
     write(path)
-    assert message in refused(cli, ["evaluate", str(run), "--reference", str(path)], tmp_path, capfd)
+    for command in (["evaluate", str(run)], ["report", str(run), "--out", str(tmp_path / "report.html")]):
+        assert message in refused(cli, [*command, "--reference", str(path)], tmp_path, capfd)
 
 
 # ---------------------------------------------------------------- recipes and command lines
@@ -351,6 +352,7 @@ def test_render_and_evaluate_of_a_bad_field(case, run, tmp_path, capfd):
     line = refused(cli, ["render", str(bad), "--out", str(tmp_path / "map.tif")], tmp_path, capfd)
     assert message in line and "field.safetensors" in line
     assert message in refused(cli, ["evaluate", str(bad)], tmp_path, capfd)
+    assert message in refused(cli, ["report", str(bad)], tmp_path, capfd)
     if (bad / "field.safetensors").exists():
         assert message in refused(cli, ["evaluate", str(bad / "field.safetensors")], tmp_path, capfd)
 
@@ -392,7 +394,7 @@ def test_a_run_of_another_recipe_is_not_resumed(stack, run, tmp_path, capfd):
 # ---------------------------------------------------------------- places that cannot be written
 
 
-@pytest.mark.parametrize("command", ["synth", "decode", "render", "export", "train"])
+@pytest.mark.parametrize("command", ["synth", "decode", "render", "report", "export", "train"])
 def test_output_below_a_file(command, stack, run, tmp_path, capfd):
     (tmp_path / "file").write_text("no folder")
     main, words = bad_input.command(command, stack, run, tmp_path / "file" / "below")

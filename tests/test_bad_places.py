@@ -153,6 +153,13 @@ def test_the_field_at_the_end_on_a_full_disk(stack, run, capfd):
     assert train(words) == 0 and len(losses(run)) == 3
 
 
+@pytest.mark.parametrize("file_bytes", [2000, 10_000, 40_000])  # less than the head, the decoded map, the page
+def test_report_on_a_full_disk(file_bytes, run, tmp_path, capfd):
+    (tmp_path / "report.html").write_text("earlier")
+    words = ["report", str(run), "--out", str(tmp_path / "report.html")]
+    assert "free some space" in refused(limited(cli, file_bytes), words, tmp_path, capfd)
+
+
 def test_export_on_a_full_disk(run, tmp_path, capfd):
     for out in ([], ["--out", str(tmp_path / "new.safetensors")]):
         assert "free some space" in refused(limited(cli, 5000), ["export", str(run), *out], tmp_path, capfd)
@@ -178,7 +185,7 @@ def closed(tmp_path):
     folder.chmod(0o755)
 
 
-@pytest.mark.parametrize("name", ["synth", "decode", "render", "export", "train"])
+@pytest.mark.parametrize("name", ["synth", "decode", "render", "report", "export", "train"])
 def test_a_place_without_permission(name, stack, closed, capfd):
     data = bad_input.damaged_copy(stack, closed / "stack", lambda folder: None)
     trained = bad_input.make_run(data, closed / "run")
@@ -217,7 +224,7 @@ def interrupted(module: str, words: list[str], begun) -> subprocess.CompletedPro
     return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
-@pytest.mark.parametrize("name", ["synth", "decode", "render", "train"])
+@pytest.mark.parametrize("name", ["synth", "decode", "render", "report", "train"])
 def test_an_interrupt_leaves_nothing(name, stack, run, tmp_path):
     large = stack if name in ("train", "synth") else bad_input.make_stack(tmp_path / "large", (900, 1200))
     main, words = bad_input.command(name, large, run, tmp_path / "out")

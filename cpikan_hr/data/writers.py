@@ -36,8 +36,10 @@ _DTYPES = {
 class MapWriter:
     """A map of `shape` (H, W) or (H, W, C) that becomes the file `path` (.tif, .npy, .png or .bmp) on `finish`.
 
-    `unit`, `pixel_pitch_um` and `description` go into the TIFF's ImageDescription as JSON. One process creates the
-    scratch file (`create=True`) and finishes; others, started after it, write with `create=False`.
+    `unit`, `pixel_pitch_um` and `description` go into the TIFF's ImageDescription: as JSON, or where the name ends with
+    .ome.tif as OME-XML, with the pitch as PhysicalSizeX/Y and the unit of the values as a MapAnnotation.
+    One process creates the scratch file (`create=True`) and finishes; others, started after it, write with
+    `create=False`.
     Leaving the `with` block without `finish` removes everything. UserError: unknown suffix, dtype the format cannot
     hold, disk too small, no permission.
     """
@@ -188,7 +190,8 @@ class MapWriter:
                 writer.write_packed(file, rows)
             return
         about = {key: value for key, value in self._about.items() if value is not None}
-        with tifffile.TiffWriter(whole, bigtiff=True) as tif:
+        ome = self.path.name.lower().endswith((".ome.tif", ".ome.tiff"))
+        with tifffile.TiffWriter(whole, bigtiff=True, ome=ome) as tif:
             tif.write(
                 self._tiles(),
                 shape=self._axes,
@@ -196,9 +199,20 @@ class MapWriter:
                 tile=(TIFF_TILE, TIFF_TILE),
                 photometric="rgb" if self.shape[2] == 3 and self.dtype.kind == "u" else "minisblack",
                 planarconfig="contig" if self.shape[2] > 1 else None,
-                description=json.dumps(about),
-                metadata=None,
+                **(self._ome(about) if ome else {"description": json.dumps(about), "metadata": None}),
             )
+
+    def _ome(self, about: dict) -> dict:
+        """OME has a place for the pitch, none for the unit of pixel values: that is a structured annotation."""
+        metadata = {"axes": "YXS"[: len(self._axes)]}
+        if "pixel_pitch_um" in about:
+            metadata |= {f"PhysicalSize{axis}": about["pixel_pitch_um"] for axis in "XY"}
+            metadata |= {f"PhysicalSize{axis}Unit": "µm" for axis in "XY"}
+        if "unit" in about:
+            metadata["MapAnnotation"] = {"Namespace": "cpikan_hr", "ValueUnit": about["unit"]}
+        if "description" in about:
+            metadata["Description"] = about["description"]
+        return {"metadata": metadata}
 
     def _tiles(self) -> Iterator[np.ndarray]:
         """Tiles in TIFF order, padded with zeros at the right and lower border."""

@@ -72,6 +72,25 @@ def test_a_tiff_is_tiled_big_and_says_unit_and_pitch(tmp_path):
         assert json.loads(tif.pages[0].description) == about
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_an_ome_tiff_says_unit_and_pitch_as_ome_does(tmp_path, channels):
+    pixels = pixels_of("float32", channels)
+    about = dict(unit="um", pixel_pitch_um=3.2, description="height")
+    with MapWriter(tmp_path / "h.ome.tif", pixels.shape, np.float32, **about) as writer:
+        write_in_random_order(writer, pixels)
+        writer.finish()
+    with tifffile.TiffFile(tmp_path / "h.ome.tif") as tif:
+        assert tif.is_ome and tif.is_bigtiff and tif.pages[0].is_tiled
+        np.testing.assert_array_equal(tif.asarray(), np.squeeze(pixels))
+        image = tifffile.xml2dict(tif.ome_metadata)["OME"]
+    where = image["Image"]["Pixels"]
+    assert (where["PhysicalSizeX"], where["PhysicalSizeY"]) == (3.2, 3.2)
+    assert (where["PhysicalSizeXUnit"], where["PhysicalSizeYUnit"]) == ("µm", "µm")
+    assert image["Image"]["Description"] == "height"
+    assert image["StructuredAnnotations"]["MapAnnotation"]["Value"]["M"] == {"K": "ValueUnit", "value": "um"}
+    np.testing.assert_array_equal(open_source(tmp_path / "h.ome.tif").read(0, 600, 0, 1030), pixels)
+
+
 def fill(path, shape, y0, value):
     with MapWriter(path, shape, np.float32, create=False) as writer:
         writer.write(y0, 0, np.full((30, shape[1]), value, np.float32))

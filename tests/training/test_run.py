@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from cpikan_hr.cli import main as cli
@@ -39,6 +40,7 @@ def test_the_wafer_recipe_beats_the_classical_decode(stack, tmp_path, capsys):
     assert cli(["evaluate", str(run)]) == 0
     figures = json.loads(capsys.readouterr().out)
     keys = "rmse psnr ssim rel_l2 seam params bytes params_per_px train_seconds peak_rss_mb gpu_peak_mb unit"
+    keys += " pv sq sa bow warp removed"
     assert set(keys.split()) == set(figures)
     assert cli(["decode", str(stack), "--out", str(tmp_path / "h.npy")]) == 0
     truth = np.load(stack / "height_true.npy").reshape(150, 200)
@@ -47,6 +49,21 @@ def test_the_wafer_recipe_beats_the_classical_decode(stack, tmp_path, capsys):
     assert cli(["render", str(run), "--out", str(tmp_path / "map.npy")]) == 0
     field = np.load(tmp_path / "map.npy").reshape(150, 200)
     assert np.sqrt(np.mean((field - truth) ** 2)) == pytest.approx(figures["rmse"], rel=1e-4)
+    y, x = np.mgrid[0:150, 0:200]
+    for removed, terms in (("plane", [x * 0 + 1, y, x]), ("bow", [x * 0 + 1, y, x, y * y, x * y, x * x])):
+        capsys.readouterr()
+        assert cli(["evaluate", str(run), "--remove", removed]) == 0
+        figures = json.loads(capsys.readouterr().out)
+        basis = np.stack([term.ravel() for term in terms], 1).astype(float)
+        left = field.ravel() - basis @ np.linalg.lstsq(basis, field.ravel().astype(float))[0]
+        expected = [np.ptp(left), left.std(), np.abs(left).mean()]
+        assert [figures[key] for key in ("pv", "sq", "sa")] == pytest.approx(expected, rel=1e-4)
+        assert (figures["removed"], figures["unit"]) == (removed, "nm")
+    for unit, nm in (("nm", 1), ("um", 1e3), ("m", 1e9)):
+        assert cli(["render", str(run), "--out", str(tmp_path / "map.tif"), "--unit", unit]) == 0
+        with tifffile.TiffFile(tmp_path / "map.tif") as tif:
+            np.testing.assert_allclose(tif.asarray() * float(nm), field, rtol=1e-6)
+            assert json.loads(tif.pages[0].description) == {"unit": unit, "pixel_pitch_um": 3.2}
 
 
 def test_a_run_stopped_and_resumed_gives_the_same_losses(stack, tmp_path):
@@ -81,6 +98,11 @@ def test_a_picture_is_fitted_rendered_in_part_and_at_another_scale(tmp_path, cap
     assert np.abs(mean - picture[10:40, 20:70]).mean() < 8
     assert cli(["render", str(run), "--out", str(tmp_path / "g.npy"), "--quantity", "gradient"]) == 0
     assert np.load(tmp_path / "g.npy").shape == (60, 80, 6)
+    capsys.readouterr()
+    assert cli(["render", str(run), "--out", str(tmp_path / "u.npy"), "--unit", "um"]) == 2
+    assert "not a height" in capsys.readouterr().err and not (tmp_path / "u.npy").exists()
+    assert cli(["evaluate", str(run)]) == 0
+    assert "warp" not in json.loads(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(

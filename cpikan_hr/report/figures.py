@@ -1,0 +1,60 @@
+"""The numbers of a run: what `evaluate` says where a reference is known, and the classical decode's error beside it."""
+
+import json
+import math
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from cpikan_hr.data.source import Source, open_source
+from cpikan_hr.errors import UserError
+from cpikan_hr.evaluate import costs, evaluate, surface
+from cpikan_hr.problems import Problem
+from cpikan_hr.problems.decode import decode_stack
+from cpikan_hr.training.weights import Trained
+
+ROWS = 256  # of a map compared at a time
+
+
+def figures_of(trained: Trained, reference: Source | None, file_bytes: int, remove: str) -> dict:
+    """`evaluate`'s keys; without a reference those that need none."""
+    if reference is not None:
+        return evaluate(trained, reference, file_bytes, remove)
+    return {**surface(trained, remove), **costs(trained, file_bytes)}
+
+
+def classical_rmse(problem: Problem | None, folder: Path, remove_offset: bool) -> float | None:
+    """RMSE of `cpikan-hr decode` in nm against the stack's own reference; None where there is none.
+
+    The decoded map is written to `folder` for as long as it is compared.
+    """
+    stack = getattr(problem, "stack", None)
+    if stack is None or stack.reference is None or stack.phase_steps_rad is None:
+        return None
+    truth = open_source(stack.reference)
+    total, count = np.zeros(2), 0
+    with tempfile.TemporaryDirectory(prefix=".report-", suffix=".part", dir=folder) as scratch:
+        path, _ = decode_stack(stack.stack, Path(scratch) / "classical.npy")
+        decoded = open_source(path)
+        height, width = decoded.shape[:2]
+        for y in range(0, height, ROWS):
+            window = (y, min(y + ROWS, height), 0, width)
+            error = decoded.read(*window).astype(np.float64) - truth.read(*window)
+            error = error[np.isfinite(error)]
+            total += error.sum(), np.square(error).sum()
+            count += error.size
+        del decoded
+    mean = total[0] / max(count, 1) if remove_offset else 0.0
+    return math.sqrt(max(total[1] / count - 2 * mean * total[0] / count + mean**2, 0.0)) if count else None
+
+
+def metrics_of(run: Path) -> list[dict]:
+    """The lines of the run's metrics.jsonl; [] where there is none. A last line that was cut does not count."""
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); mend or remove it") from None

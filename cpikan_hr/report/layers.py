@@ -1,0 +1,134 @@
+"""One pass over the field, strip by strip: its values, and their error, residual and uncertainty over blocks of pixels.
+
+Invariant: memory depends on the width of the map and on the side of the block maps, not on the number of pixels.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from cpikan_hr.data.source import Source
+from cpikan_hr.jets import Jet
+from cpikan_hr.parallel import in_threads
+from cpikan_hr.problems import Problem, build_problem
+from cpikan_hr.problems.base import pixel_centres
+from cpikan_hr.recipe import Recipe
+from cpikan_hr.render import valid_pixels
+from cpikan_hr.report.pyramid import shrink
+from cpikan_hr.training.weights import Trained
+
+SIDE = 1000  # pixels of a block map
+STRIP = 2**19  # pixels of one strip
+CHUNK = 2**16  # pixels whose frames are compared at a time
+
+
+class Strip(NamedTuple):
+    """Rows of the map from `y0` on, and the block maps' rows that belong to them (None where not available)."""
+
+    y0: int
+    value: np.ndarray  # float32 [h, W, C], NaN outside the mask
+    small: np.ndarray  # float32 [h', w', C]: means over the blocks, as all below
+    error: np.ndarray | None  # [h', w', 1]: value - reference, mean over the channels
+    residual: np.ndarray | None  # [h', w', 1]: root mean square of the frames' residuals, in units of the noise
+    sigma: np.ndarray | None  # [h', w', 1]: standard deviation of the value
+
+
+def data_of(recipe: Recipe) -> Problem | None:
+    """The run's data, None where they are no longer there. UserError where they are damaged."""
+    options = recipe.problem
+    place = getattr(options, "stack", None) or getattr(options, "path", None)
+    return None if place is not None and not Path(place).exists() else build_problem(recipe)
+
+
+def block_of(shape: tuple[int, int]) -> int:
+    """Side of a block in px."""
+    return -(-max(shape) // SIDE)
+
+
+def strips(trained: Trained, problem: Problem | None, reference: Source | None) -> Iterator[Strip]:
+    """The strips from top to bottom."""
+    field, recipe, about = trained
+    height, width = about["shape"]
+    block = block_of((height, width))
+    rows = block * max(1, STRIP // (width * block))
+    xs = torch.arange(width, dtype=torch.float64) + 0.5
+    valid = valid_pixels(recipe)
+    residuals = residuals_of(problem)
+    order = problem.order if residuals else "value"
+    deviation = uncertainty_of(trained)
+
+    def strip(y0: int) -> Strip:
+        ys = torch.arange(y0, min(y0 + rows, height), dtype=torch.float64) + 0.5
+        jet = field.lattice(ys.to(field.device), xs.to(field.device), order)
+        value = jet[0].permute(1, 2, 0).cpu().numpy()
+        outside = None if valid is None else ~valid(ys, xs)
+        sigma = None if deviation is None else deviation(ys, xs)
+        error = residual = None
+        if reference is not None:
+            truth = reference.read(y0, y0 + len(ys), 0, width).astype(np.float32)
+            error = shrink((value - truth).mean(axis=2, keepdims=True), block)
+        if residuals:
+            residual = np.sqrt(shrink(residuals(jet, y0, width, outside), block))
+        if outside is not None:
+            value = np.where(outside[..., None], np.float32(np.nan), value)
+        return Strip(y0, value, shrink(value, block), error, residual, None if sigma is None else shrink(sigma, block))
+
+    yield from in_threads(strip, range(0, height, rows), field.device)
+
+
+def residuals_of(problem: Problem | None) -> Callable | None:
+    """A function (jet rows [R, C, h, W], y0, W, outside) -> mean squared residual over the noise [h, W, 1], or None.
+
+    Pictures have none: what their field leaves is the error already.
+    """
+    noise = getattr(getattr(problem, "options", None), "noise", None)
+    if noise is None:
+        return None
+
+    def residuals(jet: torch.Tensor, y0: int, width: int, outside: np.ndarray | None) -> np.ndarray:
+        height = jet.shape[2]
+        out = np.empty((height, width, 1), np.float32)
+        step = max(1, CHUNK // width)
+        for top in range(0, height, step):
+            part = slice(top, min(top + step, height))
+            iy, ix = (a.ravel() for a in np.mgrid[y0 + part.start : y0 + part.stop, 0:width])
+            samples = problem.samples(y0 + part.start, y0 + part.stop, 0, width, iy, ix)
+            batch = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in samples.items()}
+            batch["points"] = pixel_centres(iy, ix)
+            rows = jet[:, :, part].flatten(2).transpose(1, 2).cpu()
+            _, error = problem.loss(Jet(rows, problem.order, 2), batch)
+            out[part] = (error / noise**2).reshape(-1, width, 1).numpy()
+        if outside is not None:
+            out[outside] = np.nan
+        return out
+
+    return residuals
+
+
+def uncertainty_of(trained: Trained) -> Callable | None:
+    """A function (ys, xs) -> standard deviation of the value [h, W, 1]; None: this field does not know its own."""
+    return None
+
+
+def precision(trained: Trained) -> float:
+    """The step in which a map's values are stored: 1, 2 or 5 times a power of ten.
+
+    At most a quarter of what the start left of the data, which is mostly their noise; without a start 1/4096 of the
+    range.
+    """
+    field, _, about = trained
+    levels = about.get("levels") or []
+    if levels:
+        fine = levels[-1]["rmse"] / 4
+    else:
+        lines = [torch.linspace(0.5, n - 0.5, 64, dtype=torch.float64, device=field.device) for n in field.extent]
+        values = field.lattice(*lines)[0]
+        fine = float(values.max() - values.min()) / 4096
+    if not 0 < fine < math.inf:
+        return 0.0
+    power = 10.0 ** math.floor(math.log10(fine))
+    return power * max(factor for factor in (1, 2, 5) if factor * power <= fine * (1 + 1e-9))

@@ -1,0 +1,183 @@
+"""Writes the report: head, sections, tiles, data, script. Tiles go to the file as they are made."""
+
+import base64
+import importlib.resources
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from html import escape
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+from matplotlib import colormaps
+
+from cpikan_hr.data.source import open_source
+from cpikan_hr.errors import UserError
+from cpikan_hr.files import whole_file
+from cpikan_hr.processes import compute_device
+from cpikan_hr.report import sections
+from cpikan_hr.report.figures import classical_rmse, figures_of, metrics_of
+from cpikan_hr.report.layers import Strip, data_of, strips
+from cpikan_hr.report.plan import Layer, encoder, planned
+from cpikan_hr.report.pyramid import Pyramid
+from cpikan_hr.training.weights import Trained, load_field
+
+ASSETS = importlib.resources.files("cpikan_hr.report") / "assets"
+SCRIPTS = ("tiles.js", "map.js", "plot.js", "report.js")
+# Nothing may be asked of a network: the browser is told so.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
+COLOURS = ("viridis", "RdBu_r", "magma", "gray")
+
+
+def write_report(
+    run: Path,
+    out: Path | None = None,
+    *,
+    reference: Path | None = None,
+    remove: str = "plane",
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Writes one HTML file about `run`, a folder or a field's file: `out`, by default report.html beside the field.
+
+    `reference`: a map or picture to compare with instead of the problem's own; `remove`: see `problems/surface.py`.
+    Where the run's data are gone, their parts say so. UserError: no field, damaged data, another size, no room.
+    """
+    trained = load_field(run, compute_device())
+    file = run / "field.safetensors" if run.is_dir() else run
+    out = out or file.with_name("report.html")
+    if out.is_dir():  # the rename at the end would fail, after all the work
+        raise UserError(f"{out}: is a folder; name a file")
+    problem = data_of(trained.recipe)
+    truth = open_source(reference) if reference else problem and problem.reference()
+    found = trained.about.get("phase_steps_rad")
+    lines = metrics_of(file.parent)
+    with whole_file(out) as part, part.open("w", encoding="utf-8") as page:
+        layers, missing = planned(trained, problem, truth)
+        name = file.resolve().parent.name or file.stem
+        page.write(head(name) + sections.header(name, trained.about, trained.recipe))
+        page.write("<main>\n" + sections.the_map(layers[0]))
+        values = figures_of(trained, truth, file.stat().st_size, remove)
+        offset = getattr(trained.recipe.problem, "remove_offset", False)
+        values["classical_rmse"] = classical_rmse(problem, out.parent, offset)
+        note = "" if truth is not None else "No reference is known, so no error is: give --reference FILE."
+        page.write(sections.figures(values, note) + sections.maps(layers[1:], missing))
+        page.write(sections.training(lines, trained.about["unit"]))
+        stack = getattr(problem, "stack", None)
+        if stack is not None:
+            nominal = None if stack.phase_steps_rad is None else stack.phase_steps_rad.tolist()
+            page.write(sections.phase_steps(nominal, found, stack.wavelengths_um))
+        page.write(sections.settings(trained) + sections.versions() + "</main>\n")
+        profiles = write_tiles(page, layers, trained, strips(trained, problem, truth), offset, progress)
+        data = {
+            "layers": [asdict(layer) for layer in layers],
+            "profiles": profiles,
+            "pitch": trained.about["pixel_pitch_um"],
+            "curves": curves(lines),
+            "colours": {name: colours(name) for name in COLOURS},
+        }
+        page.write(f'<script type="application/json" id="data">{embedded(data)}</script>\n')
+        page.write(f"<script>{script()}</script>\n</body>\n</html>\n")
+    return out
+
+
+def write_tiles(
+    page: TextIO,
+    layers: list[Layer],
+    trained: Trained,
+    passed: Iterable[Strip],
+    remove_offset: bool,
+    progress: Callable[[int, int], None] | None,
+) -> dict:
+    """Writes the layers' tiles and completes `layers`; the exact profiles through the middle of the map."""
+    height, width = trained.about["shape"]
+    channels = 3 if layers[0].kind == "picture" and trained.about["channels"] == 3 else 1
+    pyramid = Pyramid("field", (height, width), encoder(layers[0], trained), page.write)
+    blocks: dict[str, list[np.ndarray]] = {"small": [], "error": [], "residual": [], "sigma": []}
+    row, column = height // 2, []
+    for strip in passed:
+        pyramid.add(strip.value[..., :channels])
+        for name, parts in blocks.items():
+            parts.append(getattr(strip, name))
+        if strip.y0 <= row < strip.y0 + len(strip.value):
+            along = strip.value[row - strip.y0, :, :channels].copy()
+        column.append(strip.value[:, width // 2, :channels].copy())
+        if progress:
+            progress(strip.y0 + len(strip.value), height)
+    layers[0].levels = pyramid.finish()
+    layers[0].low, layers[0].high = limits(np.concatenate(blocks["small"])[..., :1], layers[0].colours)
+    for layer in layers[1:]:
+        values = np.concatenate(blocks[layer.name])
+        if layer.name == "error" and remove_offset and np.isfinite(values).any():
+            values -= np.nanmean(values)  # a piston that the frames cannot know
+        layer.low, layer.high = limits(values, layer.colours)
+        pyramid = Pyramid(layer.name, values.shape[:2], encoder(layer, trained), page.write)
+        pyramid.add(values)
+        layer.levels = pyramid.finish()
+    lines = {"x": along, "y": np.concatenate(column)}
+    return {"at": [width // 2, row]} | {axis: encoded(line.T.astype("<f4")) for axis, line in lines.items()}
+
+
+def limits(values: np.ndarray, colours: str) -> tuple[float, float]:
+    """The range of the colours: all but the outermost half percent at each end; about zero where they diverge."""
+    known = values[np.isfinite(values)]
+    if not known.size:
+        return 0.0, 1.0
+    low, high = (float(value) for value in np.percentile(known, [0.5, 99.5]))
+    if colours == "RdBu_r":
+        high = max(abs(low), abs(high))
+        low = -high
+    return (low, high) if high > low else (low - 0.5, low + 0.5)
+
+
+def curves(lines: list[dict]) -> dict[str, list]:
+    """The steps and what was logged at them; no more than 2000 of them, evenly."""
+    steps = [line for line in lines if "loss" in line]
+    steps = steps[:: -(-len(steps) // 2000) or 1]
+    return {name: [line.get(name) for line in steps] for name in ["step", *sections.curve_names(lines)]}
+
+
+def head(name: str) -> str:
+    style = (ASSETS / "style.css").read_text(encoding="utf-8")
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
+<title>{escape(name)}</title>
+<style>
+{style}</style>
+</head>
+<body>
+"""
+
+
+def script() -> str:
+    parts = [(ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS]
+    return '"use strict";\n(() => {\n' + "".join(parts) + "})();\n"
+
+
+def colours(name: str) -> str:
+    """256 colours of matplotlib, three bytes each."""
+    return encoded(np.uint8(255 * colormaps[name](np.arange(256))[:, :3] + 0.5))
+
+
+def encoded(array: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+
+
+def embedded(data) -> str:
+    """JSON that may stand in a page: no tag can end it, and what is not finite is null."""
+    return json.dumps(finite(data), allow_nan=False).replace("<", "\\u003c")
+
+
+def finite(data):
+    if isinstance(data, dict):
+        return {key: finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
