@@ -86,8 +86,8 @@ class Interferometry(Problem):
     def loss(self, jet: Jet, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         residual, weight = self.residual(jet.value[:, 0], batch["frames"], batch["weight"])
         usable = weight > 0
-        freedom = ((usable.sum(2) - 2) * usable.any(2)).sum(1) - 1
-        known = usable.any(2).any(1)
+        freedom = ((usable.sum(2) - 2) * usable.any(2)).sum(1)  # A and B are fitted to every wavelength
+        known = freedom > 0
         freedom = freedom.clamp_min(1)
         error = known * (usable * residual.square()).sum((1, 2)) / freedom
         chi_squared = known * self._penalty(residual * weight.sqrt()).sum((1, 2)) / freedom
