@@ -127,14 +127,19 @@ class Interferometry(Problem):
         return "rmse_grey", math.sqrt(mean_squared_error)
 
     def reference(self):
-        path = self.stack.reference
-        return None if path is None else Oriented(open_source(path), self.options.rotate, self.options.flip)
+        return true_height(self.options)
 
     def about(self) -> dict:
         return calibration.describe(self.shared)
 
     def note(self) -> str | None:
         return calibration.tell(self.shared) if self.options.steps != "nominal" or self.options.harmonic else None
+
+
+def true_height(options: InterferometryProblem) -> Oriented | None:
+    """The map of the true height in nm that the stack names, if it does."""
+    path = open_stack(options.stack).reference
+    return None if path is None else Oriented(open_source(path), options.rotate, options.flip)
 
 
 def _without_fringes(frames: Tensor, carrier: Tensor, weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Phase steps from the frames alone: against those the frames were made with, and an independent fit of a real mirror."""
+"""Phase steps from the frames alone: against those the frames were made with, and a real mirror's by another fit."""
 
 import os
 from pathlib import Path
@@ -16,6 +16,8 @@ from cpikan_hr.problems.blind import guess_steps
 from cpikan_hr.problems.calibration import calibrate
 from cpikan_hr.problems.decode import decode_window
 from cpikan_hr.problems.steps import Shared, refine
+from cpikan_hr.train import main as train
+from cpikan_hr.training.weights import load_field
 
 DATA = Path(os.environ.get("CPIKAN_HR_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 MRAD = 1e-3
@@ -103,6 +105,19 @@ def test_the_command_decodes_with_the_steps_it_found_and_says_them(tmp_path, cap
         assert np.sqrt(np.mean((np.load(tmp_path / "h.npy") - height) ** 2)) < 1.3
     assert cli(["decode", str(folder), "--out", str(tmp_path / "h.npy")]) == 2
     assert "phase_steps_rad: unknown" in capfd.readouterr().err
+
+
+def test_a_run_keeps_the_steps_it_found_and_says_them_once(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    true = wrong_steps(4, 4, seed=3)
+    frames = wafer((96, 128), true)[1]
+    folder = write_stack(tmp_path, frames, WAVELENGTHS, full_turn(4, 4), height_range_um=list(RANGE))
+    words = ["--config", "recipes/wafer.yaml", "--problem.stack", str(folder), "--output", str(tmp_path / "run")]
+    assert train([*words, "--problem.steps", "refine"]) == 0
+    assert capfd.readouterr().out.count("phase steps (rad), wavelength 3") == 1
+    about = load_field(tmp_path / "run").about
+    np.testing.assert_allclose(about["phase_steps_rad"], true, atol=5 * MRAD)
+    assert "harmonic" not in about
 
 
 @pytest.fixture(scope="module")

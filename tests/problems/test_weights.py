@@ -39,7 +39,7 @@ def test_weighted_pixels_are_those_of_a_general_least_squares_fit():
 
 
 def test_saturated_samples_are_left_out():
-    """Frames too bright for 8 bits: the fringes' tops are cut, the heights are as good as those of the other samples."""
+    """Frames too bright for 8 bits: the tops of the fringes are cut, the other samples still give the heights."""
     height = 1000 * np.random.default_rng(0).uniform(-13, 13, (60, 100))
     steps = full_turn(4, 5)
     frames = camera(expose(height, WAVELENGTHS, steps, 150, 120))
