@@ -36,6 +36,7 @@ bench: install
 	$(BIN)/python benchmarks/jets.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/codec.py
+	$(BIN)/python benchmarks/steps.py
 	$(BIN)/python benchmarks/render.py
 	$(BIN)/python benchmarks/orders.py
 	$(BIN)/python benchmarks/images.py

@@ -2,7 +2,7 @@
 
 from cpikan_hr.problems.base import Problem, Target
 from cpikan_hr.problems.image import Image
-from cpikan_hr.problems.interferometry import Interferometry
+from cpikan_hr.problems.interferometry import Interferometry, true_height
 from cpikan_hr.recipe import ImageProblem, Recipe
 
 __all__ = ["Image", "Interferometry", "Problem", "Target", "build_problem", "reference_of"]
@@ -15,5 +15,6 @@ def build_problem(recipe: Recipe) -> Problem:
 
 
 def reference_of(recipe: Recipe):
-    """The true answer of the recipe's data as a `Source`, None where it is not known."""
-    return build_problem(recipe).reference()
+    """The true answer of the recipe's data as a `Source`, None where it is not known. Nothing is decoded for it."""
+    options = recipe.problem
+    return build_problem(recipe).reference() if isinstance(options, ImageProblem) else true_height(options)

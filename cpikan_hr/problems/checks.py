@@ -11,7 +11,8 @@ from cpikan_hr.problems.steps import Shared, misfit
 
 TRIED = 2000  # pixels on which other orders are tried
 SUSPICIOUS = 0.1  # misfit over the modulation from which on other orders are tried
-EXPLAINED = 0.5  # of that misfit: what another order must reach to be named
+EXPLAINED = 0.6  # of that misfit: what another order must reach to be named
+AS_GOOD, NAMED = 1.1, 3  # times the best misfit: orders up to there are named too, so many in all
 SAME_PHASE = 0.005  # cycles: phases closer than this are not told apart
 ALL_PERMUTATIONS = 5  # steps per wavelength up to which all their orders are tried
 
@@ -24,15 +25,16 @@ def check_order(stack: Stack, frames: np.ndarray, height_range_um: tuple[float, 
     found = misfit(few, stack.wavelengths_um, height_range_um, shared)
     if found < SUSPICIOUS:
         return
-    flat = few.reshape(-1, few.shape[-1])
-    name, order = min(
-        _orders(*few.shape[:2]), key=lambda c: misfit(flat[c[1]], stack.wavelengths_um, height_range_um, shared)
-    )
-    best = misfit(flat[order], stack.wavelengths_um, height_range_um, shared)
+    flat, tried = few.reshape(-1, few.shape[-1]), []
+    for name, order in _orders(*few.shape[:2]):
+        tried.append((misfit(flat[order], stack.wavelengths_um, height_range_um, shared), name))
+    best = min(tried)[0]
     if best < EXPLAINED * found:
+        names = [name for each, name in tried if each < AS_GOOD * best][:NAMED]
         raise UserError(
             f"{stack.path}: frames: their order does not fit the model (residual {found:.0%} of the modulation); they "
-            f"fit ({best:.0%}) if they are {name}; list them wavelength by wavelength, in the order of phase_steps_rad"
+            f"fit ({best:.0%}) if they are {', or '.join(names)}; list them wavelength by wavelength, in the order of "
+            "phase_steps_rad" + (" (which of these, only the sign of the heights can tell)" if len(names) > 1 else "")
         )
 
 
@@ -53,16 +55,14 @@ def _orders(wavelengths: int, steps: int) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _step_orders(steps: int) -> Iterator[list[int]]:
-    """All orders of a few steps; of many: rotations, either way round, and neighbours swapped."""
-    if steps <= ALL_PERMUTATIONS:
-        yield from map(list, permutations(range(steps)))
-        return
+    """The likelier orders first: either way round, rotated, neighbours swapped; all others where steps are few."""
     every = list(range(steps))
-    for first in range(steps):
-        yield every[first:] + every[:first]
-        yield (every[first:] + every[:first])[::-1]
-    for k in range(steps - 1):
-        yield [*every[:k], k + 1, k, *every[k + 2 :]]
+    turns = [every[first:] + every[:first] for first in every]
+    swaps = [[*every[:k], k + 1, k, *every[k + 2 :]] for k in range(steps - 1)]
+    likely = [every, every[::-1], *turns[1:], *(turn[::-1] for turn in turns[1:]), *swaps]
+    yield from likely
+    if steps <= ALL_PERMUTATIONS:
+        yield from (order for order in map(list, permutations(every)) if order not in likely)
 
 
 def check_range(stack: Stack, height_range_um: tuple[float, float]) -> None:

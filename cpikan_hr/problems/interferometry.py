@@ -73,8 +73,8 @@ class Interferometry(Problem):
     def loss(self, jet: Jet, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         _, _, residual, weight = self.fringes(jet.value[:, 0], batch["frames"], batch["weight"])
         usable = weight > 0
-        freedom = ((usable.sum(2) - 2) * usable.any(2)).sum(1) - 1
-        known = usable.any(2).any(1)
+        freedom = ((usable.sum(2) - 2) * usable.any(2)).sum(1)  # A and B are fitted to every wavelength
+        known = freedom > 0
         freedom = freedom.clamp_min(1)
         error = known * (usable * residual.square()).sum((1, 2)) / freedom
         chi_squared = known * self._penalty(residual * weight.sqrt()).sum((1, 2)) / freedom
@@ -135,14 +135,19 @@ class Interferometry(Problem):
         return "rmse_grey", math.sqrt(mean_squared_error)
 
     def reference(self):
-        path = self.stack.reference
-        return None if path is None else Oriented(open_source(path), self.options.rotate, self.options.flip)
+        return true_height(self.options)
 
     def about(self) -> dict:
         return calibration.describe(self.shared)
 
     def note(self) -> str | None:
         return calibration.tell(self.shared) if self.options.steps != "nominal" or self.options.harmonic else None
+
+
+def true_height(options: InterferometryProblem) -> Oriented | None:
+    """The map of the true height in nm that the stack names, if it does."""
+    path = open_stack(options.stack).reference
+    return None if path is None else Oriented(open_source(path), options.rotate, options.flip)
 
 
 def _fitted(frames: Tensor, carrier: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

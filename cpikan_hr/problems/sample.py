@@ -11,7 +11,7 @@ from cpikan_hr.data.stack import Stack
 from cpikan_hr.problems.noise import usable
 
 CELLS = 12  # the frame is cut in 12 x 12 cells, with one window in each
-WIDER = (1, 3, 9)  # windows grow so many times where most of the frame is masked or clipped
+SPREAD = (3, 9, 27)  # windows are so many times wider than their pixels asked for; wider where few can be used
 
 
 def read_sample(stack: Stack, pixels: int) -> np.ndarray:
@@ -19,12 +19,16 @@ def read_sample(stack: Stack, pixels: int) -> np.ndarray:
 
     There may be fewer, or none.
     """
-    for wider in WIDER:
-        side = wider * int(np.ceil(np.sqrt(pixels) / CELLS))
-        found = np.concatenate([_good(stack, window) for window in _windows(stack.shape, side)], axis=-1)
-        if found.shape[-1] >= pixels / 4:
+    good = 1.0  # the part of the pixels that can be used, as seen so far
+    for spread in SPREAD:
+        windows = list(_windows(stack.shape, spread * int(np.ceil(np.sqrt(pixels) / CELLS))))
+        area = sum((y1 - y0) * (x1 - x0) for y0, y1, x0, x1 in windows)
+        stride = max(1, int(np.sqrt(area * good / pixels)))
+        found = np.concatenate([_good(stack, window, stride) for window in windows], axis=-1)
+        if 4 * found.shape[-1] >= pixels or area == stack.shape[0] * stack.shape[1] and stride == 1:
             break
-    return found[..., :: max(1, round(found.shape[-1] / pixels))].astype(np.float64)
+        good = max(found.shape[-1] * stride**2 / area, 1e-3)
+    return found.astype(np.float64)
 
 
 def _windows(shape: tuple[int, int], side: int) -> Iterator[tuple[int, int, int, int]]:
@@ -37,10 +41,10 @@ def _windows(shape: tuple[int, int], side: int) -> Iterator[tuple[int, int, int,
             yield y, min(y + side, bottom), x, min(x + side, right)
 
 
-def _good(stack: Stack, window: tuple[int, int, int, int]) -> np.ndarray:
-    valid, present = stack.mask(*window), stack.present
+def _good(stack: Stack, window: tuple[int, int, int, int], stride: int) -> np.ndarray:
+    valid, present = stack.mask(*window)[::stride, ::stride], stack.present
     if not valid.any():
         return np.empty((*present.shape, 0), stack.dtype)
-    frames = stack.read(*window)[:, :, valid]
+    frames = stack.read(*window)[:, :, ::stride, ::stride][:, :, valid]
     unclipped = usable(frames, stack.bit_depth, present)
     return frames if unclipped is None else frames[:, :, unclipped.all(axis=(0, 1))]

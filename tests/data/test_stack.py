@@ -64,6 +64,17 @@ def test_steps_may_differ_per_wavelength_or_be_unknown(folder):
     assert unknown.phase_steps_rad is None and unknown.K == K
 
 
+def test_wavelengths_may_have_different_numbers_of_steps(folder):
+    rows = [[0.0, 1.5, 3.0, 4.5, 6.0], [0.1, 2.0, 4.0]]
+    stack = open_stack(describe(folder, phase_steps_rad=rows))
+    assert (stack.J, stack.K) == (2, 5)
+    np.testing.assert_array_equal(stack.present, [[True] * 5, [True] * 3 + [False] * 2])
+    np.testing.assert_array_equal(np.isnan(stack.phase_steps_rad), ~stack.present)
+    read = stack.read(0, H, 2, 9)
+    np.testing.assert_array_equal(read[stack.present], FRAMES.reshape(-1, H, W)[..., 2:9])
+    assert (read[~stack.present] == 0).all()
+
+
 def test_mask_from_a_picture_and_from_a_circle(folder):
     valid = np.random.default_rng(2).random((H, W)) > 0.5
     Image.fromarray(valid.astype(np.uint8) * 255).save(folder / "mask.png")
@@ -98,6 +109,8 @@ def test_a_channel_of_colour_frames_is_chosen(tmp_path):
         ({"phase_steps_rad": [0.0, 1.5]}, "too few phase steps"),
         ({"phase_steps_rad": None, "wavelengths_um": [5.0, 5.2, 5.5, 6.0]}, "too few phase steps"),
         ({"phase_steps_rad": [STEPS] * 3}, "3 lists for 2 wavelengths"),
+        ({"phase_steps_rad": [STEPS, STEPS[:2]]}, "too few phase steps: 2"),
+        ({"phase_steps_rad": [STEPS, STEPS[:3]]}, "8 frames found, but the lists of steps say 7"),
         ({"bit_depth": 24}, "unsupported bit depth 24"),
         ({"bit_depth": 12}, "the frames hold 8 bits"),
         ({"height_range_um": [3, -3]}, "height_range_um: "),
