@@ -42,8 +42,8 @@ class FaultyUpdater(Updater):
         return norm
 
 
-def faulty_batch(problem, sampler, number, share, shares):
-    data = read_batch(problem, sampler, number, share, shares)
+def faulty_batch(problem, sampler, number, share, shares, region=None):
+    data = read_batch(problem, sampler, number, share, shares, region)
     if where == "data" and (here, number) == (rank, step):
         row, column = divmod(tile, -(-problem.shape[1] // 16))
         y, x = data["points"].unbind(1)
