@@ -57,6 +57,8 @@ def amplitude(text: str) -> float:
     return value
 
 
+# those of quantities.py, which would import torch
+QUANTITIES = ("value", "gradient", "laplacian", "sigma", "background", "modulation", "residual", "valid")
 REMOVE = "what is taken from heights before pv, sq and sa: the mean, the plane, or the second-order surface"
 
 
@@ -97,7 +99,11 @@ def parser() -> Parser:
     render.add_argument("--out", type=Path, required=True)
     render.add_argument("--region", default=None, help="y0:y1,x0:x1 in px of the source")
     render.add_argument("--scale", type=float, default=1.0, help="output pixels per source pixel")
-    render.add_argument("--quantity", choices=["value", "gradient", "laplacian"], default="value")
+    render.add_argument("--quantity", choices=QUANTITIES, default="value")
+    render.add_argument(
+        "--mask", choices=["stack", "valid"], default="stack",
+        help="NaN outside the stack's mask, or wherever the frames tell nothing (heights)",
+    )  # fmt: skip
     render.add_argument("--unit", choices=["nm", "um", "m"], default=None, help="of heights (nm)")
     evaluate = commands.add_parser("evaluate", help="compare a trained field with a reference: one JSON line")
     evaluate.add_argument("trained", metavar="RUN", type=Path)
@@ -173,7 +179,8 @@ def run_render(arguments) -> None:
     from cpikan_hr.render import render
     from cpikan_hr.training.weights import load_field
 
-    options = dict(region=arguments.region, scale=arguments.scale, quantity=arguments.quantity, unit=arguments.unit)
+    options = dict(region=arguments.region, scale=arguments.scale, quantity=arguments.quantity)
+    options |= dict(unit=arguments.unit, mask=arguments.mask)
     with launched() as processes, processes.together():
         trained = load_field(arguments.trained, compute_device())
         progress = Progress("render") if processes.rank == 0 else None

@@ -15,6 +15,7 @@ from torch import Tensor
 from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Field
 from cpikan_hr.problems import Interferometry, build_problem
+from cpikan_hr.recipe import Recipe
 from cpikan_hr.solvers.uncertainty import calibrate, standard_deviation
 from cpikan_hr.training.weights import Trained
 
@@ -24,11 +25,15 @@ NAMES = (*ORDERS, "sigma", *Interferometry.maps)
 
 @dataclass(frozen=True)
 class Quantity:
-    """`block(ys, xs)` gives float32 [h, w, channels] in `unit` at ascending float64 coordinates."""
+    """`block(ys, xs)` gives float32 [h, w, channels] in `unit` at ascending float64 coordinates.
+
+    `dtype`: what a map of it is written in.
+    """
 
     unit: str
     channels: int
     block: Callable[[Tensor, Tensor], np.ndarray]
+    dtype: type = np.float32
 
 
 def quantity_of(trained: Trained, name: str) -> Quantity:
@@ -43,7 +48,9 @@ def quantity_of(trained: Trained, name: str) -> Quantity:
     problem = build_problem(recipe)
     shape = tuple(about["shape"])
     if name == "sigma":
-        group = _averaged(recipe)
+        if not knows_sigma(recipe):
+            raise UserError("--quantity sigma: comes from averaged quadtrees; train with start.shifts, e.g. 16")
+        group = _sparse(recipe)[-1]
         factor = calibrate(field, group, problem.target, shape, recipe.start)
 
         def window_of(window):
@@ -58,7 +65,7 @@ def quantity_of(trained: Trained, name: str) -> Quantity:
         return problem.map(name, window, evaluate_field(field, ys, xs, "value"))
 
     channels = problem.stack.J if name in ("background", "modulation") else 1
-    return Quantity(problem.maps[name], channels, _nearest(data_of, shape))
+    return Quantity(problem.maps[name], channels, _nearest(data_of, shape), np.uint8 if name == "valid" else np.float32)
 
 
 def evaluate_field(field: Field, ys: Tensor, xs: Tensor, quantity: str) -> np.ndarray:
@@ -68,12 +75,13 @@ def evaluate_field(field: Field, ys: Tensor, xs: Tensor, quantity: str) -> np.nd
     return planes.permute(1, 2, 0).cpu().numpy()
 
 
-def _averaged(recipe) -> int:
-    """Number of the recipe's level whose noise was averaged out."""
-    sparse = [k for k, level in enumerate(recipe.field.levels) if getattr(level.network, "sparse", False)]
-    if not recipe.start.shifts or not sparse:
-        raise UserError("--quantity sigma: comes from averaged quadtrees; train with start.shifts, e.g. 16")
-    return sparse[-1]
+def knows_sigma(recipe: Recipe) -> bool:
+    """Whether the recipe's fields know their standard deviation: it comes from averaged quadtrees."""
+    return recipe.problem.kind == "interferometry" and recipe.start.shifts > 0 and bool(_sparse(recipe))
+
+
+def _sparse(recipe: Recipe) -> list[int]:
+    return [k for k, level in enumerate(recipe.field.levels) if getattr(level.network, "sparse", False)]
 
 
 def _nearest(window_of: Callable, shape: tuple[int, int]) -> Callable[[Tensor, Tensor], np.ndarray]:

@@ -14,14 +14,13 @@ from cpikan_hr.data.orientation import OrientedStack
 from cpikan_hr.data.stack import open_stack
 from cpikan_hr.data.writers import MapWriter
 from cpikan_hr.errors import UserError
-from cpikan_hr.fields import Field
 from cpikan_hr.parallel import in_threads
 from cpikan_hr.processes import ALONE, Processes
+from cpikan_hr.quantities import Quantity, quantity_of
 from cpikan_hr.training.weights import Trained
 
 STRIP = 2**20  # output pixels of one strip
 MAX_SIDE = 2**24  # output pixels: coordinates of both axes stand in memory
-ORDER = {"value": "value", "gradient": "gradient", "laplacian": "laplacian"}
 PER_NM = {"nm": 1.0, "um": 1e-3, "m": 1e-9}  # units a height can be written in
 
 
@@ -44,18 +43,12 @@ def coordinates(low: int, high: int, scale: float) -> torch.Tensor:
     return low + (torch.arange(count, dtype=torch.float64) + 0.5) * ((high - low) / count)
 
 
-def evaluate_field(field: Field, ys: torch.Tensor, xs: torch.Tensor, quantity: str) -> np.ndarray:
-    """float32 [h, w, C']: value (C), gradient (2 C: all d/dy, then all d/dx) or Laplacian (C), per source px."""
-    rows = field.lattice(ys.to(field.device), xs.to(field.device), ORDER[quantity])
-    planes = torch.cat([rows[1], rows[2]]) if quantity == "gradient" else rows[0 if quantity == "value" else 3]
-    return planes.permute(1, 2, 0).cpu().numpy()
-
-
 def render(trained: Trained, out: Path, *, region: str | None = None, scale: float = 1.0, quantity: str = "value",
-           unit: str | None = None, processes: Processes = ALONE, progress=None) -> Path:
+           unit: str | None = None, mask: str = "stack", processes: Processes = ALONE, progress=None) -> Path:
     """Writes the map: heights as float32, NaN where the stack's mask is off; 8/16-bit pictures as such.
 
-    `unit`: nm, um or m, of heights only; None is nm.
+    `quantity`: one of `quantities.NAMES`. `unit`: nm, um or m, of heights only; None is nm. `mask`: "stack", or "valid"
+    for NaN wherever the frames tell nothing (shadows, clipped samples, undecided orders) and the field only fills in.
     """
     field, recipe, about = trained
     if scale <= 0 or not np.isfinite(scale):
@@ -68,25 +61,33 @@ def render(trained: Trained, out: Path, *, region: str | None = None, scale: flo
     if max(y1 - y0, x1 - x0) * scale > MAX_SIDE:
         raise UserError(f"--scale {scale}: more than {MAX_SIDE} pixels on a side; render regions one by one")
     ys, xs = coordinates(y0, y1, scale), coordinates(x0, x1, scale)
-    mask = valid_pixels(recipe)
-    picture = quantity == "value" and about["unit"] == "grey levels"
-    dtype = np.dtype(about.get("dtype", "uint8")) if picture else np.dtype(np.float32)
-    unit = unit + {"value": "", "gradient": " / px", "laplacian": " / px^2"}[quantity]
+    shown = quantity_of(trained, quantity)
+    if mask == "valid" and quantity != "valid":
+        known = quantity_of(trained, "valid").block
+        valid = lambda ys, xs: known(ys, xs)[..., 0] > 0  # noqa: E731
+    else:
+        valid = valid_pixels(recipe) if quantity != "valid" else None
+    picture = quantity == "value" and about["unit"] == "grey levels" or quantity == "valid"
+    dtype = np.dtype(about.get("dtype", "uint8")) if picture and quantity == "value" else np.dtype(shown.dtype)
+    if shown.unit.startswith(about["unit"]):
+        unit += shown.unit.removeprefix(about["unit"])
+    else:
+        unit, factor = shown.unit, 1.0
     if out.suffix == ".png" and not picture:
         dtype = np.dtype(np.uint8)
     pitch = about["pixel_pitch_um"] and about["pixel_pitch_um"] / scale
-    channels = about["channels"] * (2 if quantity == "gradient" else 1)
-    limits = _limits(field, ys, xs, quantity, factor) if out.suffix == ".png" and not picture else None
+    limits = _limits(shown, ys, xs, factor) if out.suffix == ".png" and not picture else None
     height = max(1, STRIP // len(xs))
     starts = range(0, len(ys), height)[processes.rank :: processes.ranks]
-    with opened_map(processes, out, (len(ys), len(xs), channels), dtype, unit=unit, pixel_pitch_um=pitch) as writer:
+    shape = (len(ys), len(xs), shown.channels)
+    with opened_map(processes, out, shape, dtype, unit=unit, pixel_pitch_um=pitch) as writer:
         with processes.together():
 
             def strip(start: int) -> None:
                 part = ys[start : start + height]
-                block = evaluate_field(field, part, xs, quantity)
-                if mask is not None:
-                    block[~mask(part, xs)] = np.nan
+                block = shown.block(part, xs)
+                if valid is not None:
+                    block[~valid(part, xs)] = np.nan
                 if factor != 1.0:
                     block *= np.float32(factor)
                 writer.write(start, 0, _convert(block, dtype, limits))
@@ -124,11 +125,12 @@ def _convert(block: np.ndarray, dtype: np.dtype, limits: tuple[float, float] | N
     return np.clip(np.rint(np.nan_to_num(block)), 0, top).astype(dtype)
 
 
-def _limits(field: Field, ys: torch.Tensor, xs: torch.Tensor, quantity: str, factor: float) -> tuple[float, float]:
-    """Grey range of a PNG of a map: the 0.1 and 99.9 percentiles of a decimated map."""
-    sparse_y, sparse_x = (axis[:: max(1, len(axis) // 256)].contiguous() for axis in (ys, xs))
-    values = evaluate_field(field, sparse_y, sparse_x, quantity)
-    low, high = np.percentile(values, [0.1, 99.9])
+def _limits(shown: Quantity, ys: torch.Tensor, xs: torch.Tensor, factor: float) -> tuple[float, float]:
+    """Grey range of a PNG of a map: the 0.1 and 99.9 percentiles of some rows of it, all over the map."""
+    starts = np.unique(np.linspace(0, len(ys) - 1, 32).astype(int))
+    rows = np.concatenate([shown.block(ys[start : start + 1], xs) for start in starts])
+    known = rows[np.isfinite(rows)]
+    low, high = np.percentile(known, [0.1, 99.9]) if known.size else (0.0, 1.0)
     return float(low) * factor, float(high) * factor
 
 

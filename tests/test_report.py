@@ -241,8 +241,10 @@ def test_error_and_residual_are_those_of_the_map(made, opened):
     page = opened(made.page)
     truth = np.load(made.stack / "height_true.npy").reshape(SHAPE)
     boxes = page.locator("figure.view")
-    assert boxes.count() == 3
-    for index, (y, x) in ((1, (100, 200)), (1, (165, 400)), (2, (100, 200))):
+    assert boxes.count() == 4
+    sigma = made.run.parent / "sigma.npy"
+    assert not cli(["render", str(made.run), "--out", str(sigma), "--quantity", "sigma"])
+    for index, (y, x) in ((1, (100, 200)), (1, (165, 400)), (2, (100, 200)), (3, (100, 200))):
         canvas = boxes.nth(index).locator("canvas.map")
         box = canvas.bounding_box()
         zoom = box["width"] / SHAPE[1]
@@ -253,8 +255,10 @@ def test_error_and_residual_are_those_of_the_map(made, opened):
         if index == 1:
             low, high = (json.loads(page.locator("#data").text_content())["layers"][1][key] for key in ("low", "high"))
             assert abs(value - (made.map[y, x] - truth[y, x])) <= (high - low) / 1000 + 0.01
-        else:
+        elif index == 2:
             assert abs(value - residual(made, y, x)) < 0.05
+        else:
+            assert value == pytest.approx(float(np.load(sigma)[y, x]), abs=0.02)
 
 
 def residual(made, y, x):

@@ -16,6 +16,7 @@ from cpikan_hr.jets import Jet
 from cpikan_hr.parallel import in_threads
 from cpikan_hr.problems import Problem, build_problem
 from cpikan_hr.problems.base import pixel_centres
+from cpikan_hr.quantities import knows_sigma, quantity_of
 from cpikan_hr.recipe import Recipe
 from cpikan_hr.render import valid_pixels
 from cpikan_hr.report.pyramid import shrink
@@ -59,7 +60,7 @@ def strips(trained: Trained, problem: Problem | None, reference: Source | None) 
     valid = valid_pixels(recipe)
     residuals = residuals_of(problem)
     order = problem.order if residuals else "value"
-    deviation = uncertainty_of(trained)
+    deviation = quantity_of(trained, "sigma").block if problem is not None and knows_sigma(recipe) else None
 
     def strip(y0: int) -> Strip:
         ys = torch.arange(y0, min(y0 + rows, height), dtype=torch.float64) + 0.5
@@ -107,11 +108,6 @@ def residuals_of(problem: Problem | None) -> Callable | None:
         return out
 
     return residuals
-
-
-def uncertainty_of(trained: Trained) -> Callable | None:
-    """A function (ys, xs) -> standard deviation of the value [h, W, 1]; None: this field does not know its own."""
-    return None
 
 
 def precision(trained: Trained) -> float:

@@ -6,7 +6,8 @@ import numpy as np
 
 from cpikan_hr.data.source import Source
 from cpikan_hr.problems import Problem
-from cpikan_hr.report.layers import block_of, precision, residuals_of, uncertainty_of
+from cpikan_hr.quantities import knows_sigma
+from cpikan_hr.report.layers import block_of, precision, residuals_of
 from cpikan_hr.report.pyramid import QUALITY, MapTiles, PictureTiles
 from cpikan_hr.training.weights import Trained
 
@@ -65,11 +66,11 @@ def planned(trained: Trained, problem: Problem | None, reference: Source | None)
         layers.append(Layer("residual", "Residual of the frames", unit="\u03c3", colours="magma", note=note, **size))
     elif kind == "interferometry":
         missing["Residual of the frames"] = "the stack is not there any more"
-    if uncertainty_of(trained):
+    if problem is not None and knows_sigma(trained.recipe):
         note = f"Standard deviation of each pixel{', mean' + of if of else ''}."
         layers.append(Layer("sigma", "Uncertainty", unit=unit, colours="magma", note=note, **size))
-    else:
-        missing["Uncertainty"] = "this field does not know its own"
+    elif kind == "interferometry":
+        missing["Uncertainty"] = "it comes from averaged quadtrees (start.shifts) and needs the stack"
     return layers, missing
 
 

@@ -1,0 +1,100 @@
+"""Maps beside the height: background, modulation, residual, validity and standard deviation of a small wafer."""
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+from cpikan_hr.cli import QUANTITIES
+from cpikan_hr.cli import main as cli
+from cpikan_hr.data.camera import MEAN_LEVEL, MODULATION
+from cpikan_hr.data.scene import Wafer
+from cpikan_hr.data.source import open_source
+from cpikan_hr.data.synth import synth
+from cpikan_hr.errors import UserError
+from cpikan_hr.quantities import NAMES, quantity_of
+from cpikan_hr.render import render
+from cpikan_hr.train import main as train
+from cpikan_hr.training.weights import load_field
+
+SHAPE = (150, 200)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("maps")
+    stack = synth(folder / "stack", size=SHAPE, noise=2.0, seed=1)
+    words = ["--config", "recipes/wafer.yaml", "--problem.stack", str(stack), "--output", str(folder / "run")]
+    assert train(words) == 0
+    return folder / "run"
+
+
+def rendered(run, tmp_path, name, *words):
+    assert not cli(["render", str(run), "--out", str(tmp_path / "map.npy"), "--quantity", name, *words])
+    return np.load(tmp_path / "map.npy")
+
+
+def test_the_command_line_knows_all_quantities():
+    assert QUANTITIES == NAMES
+
+
+def test_background_and_modulation_are_the_scene_s(run, tmp_path):
+    brightness = 255 * Wafer(SHAPE, 1).brightness(0, SHAPE[0], 0, SHAPE[1])
+    for name, share, few in (("background", MEAN_LEVEL, 1.1), ("modulation", MODULATION, 1.6)):
+        error = rendered(run, tmp_path, name) - share * brightness[..., None]
+        assert error.shape == (*SHAPE, 4)
+        assert abs(error.mean()) < 0.1 and error.std() < few  # noise 2 over four frames: 1 and 2^0.5
+
+
+def test_the_residual_is_the_noise(run, tmp_path):
+    residual = rendered(run, tmp_path, "residual")
+    # of 16 frames 8 are used up by A and B of four wavelengths
+    assert np.sqrt(np.square(residual).mean()) == pytest.approx(2.0 * np.sqrt(8 / 16), rel=0.05)
+
+
+def test_two_thirds_of_the_errors_lie_within_sigma(run, tmp_path):
+    truth = np.load(run.parent / "stack" / "height_true.npy")
+    error = np.abs(rendered(run, tmp_path, "value").reshape(SHAPE) - truth)
+    sigma = rendered(run, tmp_path, "sigma").reshape(SHAPE)
+    assert 0.63 < np.mean(error < sigma) < 0.78
+    part = rendered(run, tmp_path, "sigma", "--region", "33:97,40:151")
+    assert np.allclose(part.reshape(64, 111), sigma[33:97, 40:151], rtol=1e-4)
+
+
+def test_pixels_without_fringes_are_not_valid(run, tmp_path):
+    stack = run.parent / "stack"
+    for frame in sorted(stack.glob("bucket_*.bmp")):
+        pixels = open_source(frame).read(0, SHAPE[0], 0, SHAPE[1])[..., 0].copy()
+        pixels[20:30, 40:60] = 255
+        Image.fromarray(pixels).save(tmp_path / frame.name)
+    (tmp_path / "stack.yaml").write_text((stack / "stack.yaml").read_text().replace("reference: height_true.npy", ""))
+    trained = load_field(run, torch.device("cpu"))
+    problem = trained.recipe.problem.model_copy(update={"stack": str(tmp_path)})
+    trained = trained._replace(recipe=trained.recipe.model_copy(update={"problem": problem}))
+    ys, xs = (torch.arange(n, dtype=torch.float64) + 0.5 for n in SHAPE)
+    valid = quantity_of(trained, "valid").block(ys, xs)[..., 0]
+    expected = np.full(SHAPE, 255.0)
+    expected[20:30, 40:60] = 0
+    assert np.array_equal(valid, expected)
+    render(trained, tmp_path / "masked.npy", mask="valid")
+    assert np.array_equal(np.isnan(np.load(tmp_path / "masked.npy").reshape(SHAPE)), expected == 0)
+    for name in ("background", "residual", "sigma"):
+        unknown = np.isnan(quantity_of(trained, name).block(ys, xs)).any(-1)
+        assert unknown[22:28, 42:58].all() and not unknown[:18].any()
+
+
+def test_maps_are_written_with_their_unit_at_any_scale(run, tmp_path):
+    out = tmp_path / "b.tif"
+    assert not cli(["render", str(run), "--out", str(out), "--quantity", "modulation", "--scale", "0.5"])
+    with tifffile.TiffFile(out) as file:
+        assert "grey levels" in file.pages[0].description and file.asarray().shape == (75, 100, 4)
+    assert not cli(["render", str(run), "--out", str(tmp_path / "v.png"), "--quantity", "valid"])
+    assert not cli(["render", str(run), "--out", str(tmp_path / "s.png"), "--quantity", "sigma"])
+
+
+def test_what_a_problem_does_not_have_is_refused(run):
+    trained = load_field(run, torch.device("cpu"))
+    plain = trained.recipe.model_copy(update={"start": trained.recipe.start.model_copy(update={"shifts": 0})})
+    with pytest.raises(UserError, match="start.shifts"):
+        quantity_of(trained._replace(recipe=plain), "sigma")
