@@ -269,7 +269,7 @@ def residual(made, y, x):
         phase = 4e-3 * np.pi * float(made.map[y, x]) / wavelength + np.pi / 2 * np.arange(4)
         design = np.stack([np.ones(4), np.cos(phase)], 1)
         total += np.square(frame - design @ np.linalg.lstsq(design, frame)[0]).sum()
-    return np.sqrt(total / (4 * (4 - 2) - 1)) / 2.0
+    return np.sqrt(total / (4 * (4 - 2))) / 2.0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
