@@ -30,6 +30,9 @@ class ImageProblem(Section):
     rotate: Literal[0, 90, 180, 270] = Field(0, description="turn the picture counter-clockwise by so many degrees")
     flip: Literal["none", "rows", "columns"] = Field("none", description="mirror after turning")
     laplacian: float = Field(0.0, ge=0, description="weight of the mean squared Laplacian (px^-2), a smoothness prior")
+    variation: float = Field(
+        0.0, ge=0, description="weight of the total variation of the gradient (px^-2), a prior that leaves edges"
+    )
 
 
 class InterferometryProblem(Section):
@@ -60,6 +63,9 @@ class InterferometryProblem(Section):
     )
     laplacian: float = Field(
         0.0, ge=0, description="weight of the mean squared Laplacian (nm px^-2), a smoothness prior"
+    )
+    variation: float = Field(
+        0.0, ge=0, description="weight of the total variation of the gradient (nm px^-2), a prior that leaves edges"
     )
     remove_offset: bool = Field(
         False, description="evaluate after removing the mean difference (heights known up to a constant)"
@@ -345,7 +351,7 @@ class Recipe(Section):
     @property
     def full_precision(self) -> bool:
         """Whether the loss sees phases or derivatives: 8 bits of a height are many wavelengths off."""
-        return self.problem.kind == "interferometry" or self.problem.laplacian > 0
+        return self.problem.kind == "interferometry" or self.problem.laplacian > 0 or self.problem.variation > 0
 
 
 # ---------------------------------------------------------------- loading

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cpikan_hr.jets import Jet
+from cpikan_hr.jets import Jet, pairs
+
+SMOOTH = 1e-3  # per px^2: a Hessian below it counts by its square
 
 Window = tuple[int, int, int, int]  # y0, y1, x0, x1: rows and columns of the frame
 
@@ -75,9 +77,31 @@ class Problem(ABC):
         return None
 
 
-def smoothness(jet: Jet, weight: float) -> Tensor | float:
-    """weight * mean over channels of the squared Laplacian, per point [n] (units of the field per px^2)."""
-    return weight * jet.laplacian.square().mean(-1) if weight else 0.0
+class Prior(NamedTuple):
+    """Weights of the regularisers on the field's derivatives, per px; both zero: none."""
+
+    laplacian: float = 0.0
+    variation: float = 0.0
+
+    @property
+    def order(self) -> str:
+        """The jet that it needs."""
+        return "hessian" if self.variation else "laplacian" if self.laplacian else "value"
+
+    def penalty(self, jet: Jet, unit: float = 1.0) -> Tensor | float:
+        """Mean over channels per point [n]: weights times the squared Laplacian and the norm of the Hessian.
+
+        The norm is the integrand of the gradient's total variation (Chambolle and Lions 1997): linear in a kink's
+        angle, so that edges are not rounded off as the square would; smooth below `SMOOTH`. unit: what counts as one.
+        """
+        out = 0.0
+        if self.laplacian:
+            out = out + self.laplacian * (jet.laplacian / unit).square().mean(-1)
+        if self.variation:
+            weights = [1.0 if i == j else 2.0 for i, j in pairs(jet.dim)]
+            squares = (jet.hessian / unit).square() * jet.rows.new_tensor(weights)[:, None, None]
+            out = out + self.variation * ((squares.sum(-3) + SMOOTH**2).sqrt() - SMOOTH).mean(-1)
+        return out
 
 
 def pixel_centres(iy: np.ndarray, ix: np.ndarray) -> Tensor:

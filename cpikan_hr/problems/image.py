@@ -9,7 +9,7 @@ from cpikan_hr.data.orientation import Oriented
 from cpikan_hr.data.source import open_source
 from cpikan_hr.errors import UserError
 from cpikan_hr.jets import Jet
-from cpikan_hr.problems.base import Problem, Target, smoothness
+from cpikan_hr.problems.base import Prior, Problem, Target
 from cpikan_hr.recipe import ImageProblem
 
 STRIP = 2**19  # pixels read at once where only every stride-th is kept
@@ -30,7 +30,8 @@ class Image(Problem):
         self.shape = (height, width)
         self.unit = "grey levels" if self.source.dtype.kind == "u" else "1"
         self.dtype = self.source.dtype.name
-        self.order = "laplacian" if options.laplacian else "value"
+        self.prior = Prior(options.laplacian, options.variation)
+        self.order = self.prior.order
         # Pictures of floats have no full range of their own: 1 by convention.
         self.full_range = float(np.iinfo(self.source.dtype).max) if self.source.dtype.kind == "u" else 1.0
 
@@ -58,7 +59,7 @@ class Image(Problem):
 
     def loss(self, jet: Jet, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         error = ((jet.value - batch["values"]) / self.full_range).square().mean(-1)
-        return error + smoothness(jet, self.options.laplacian / self.full_range**2), error
+        return error + self.prior.penalty(jet, self.full_range), error
 
     def figure(self, mean_squared_error: float) -> tuple[str, float]:
         return "psnr_db", -10 * math.log10(max(mean_squared_error, 1e-20))

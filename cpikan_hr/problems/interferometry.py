@@ -17,7 +17,7 @@ from cpikan_hr.data.source import open_source
 from cpikan_hr.data.stack import MIN_STEPS, open_stack
 from cpikan_hr.jets import Jet
 from cpikan_hr.problems import calibration
-from cpikan_hr.problems.base import Problem, Target, Window, smoothness
+from cpikan_hr.problems.base import Prior, Problem, Target, Window
 from cpikan_hr.problems.calibration import calibrate
 from cpikan_hr.problems.decode import StackDecoder
 from cpikan_hr.problems.image import strip_rows
@@ -42,7 +42,8 @@ class Interferometry(Problem):
         self.noise = Noise(options.noise, options.gain, quantised=self.stack.dtype.kind == "u")
         self.shape = self.stack.shape
         self.pixel_pitch_um = self.stack.pixel_pitch_um
-        self.order = "laplacian" if options.laplacian else "value"
+        self.prior = Prior(options.laplacian, options.variation)
+        self.order = self.prior.order
         self.wavenumber = torch.tensor([4e-3 * math.pi / w for w in self.stack.wavelengths_um])  # rad per nm
         self.steps = torch.from_numpy(np.nan_to_num(self.shared.steps)).float()
         self.harmonic = None if self.shared.harmonic is None else torch.from_numpy(self.shared.harmonic).cfloat()
@@ -78,7 +79,7 @@ class Interferometry(Problem):
         freedom = freedom.clamp_min(1)
         error = known * (usable * residual.square()).sum((1, 2)) / freedom
         chi_squared = known * self._penalty(residual * weight.sqrt()).sum((1, 2)) / freedom
-        return chi_squared + known * smoothness(jet, self.options.laplacian), error
+        return chi_squared + known * self.prior.penalty(jet), error
 
     def fringes(
         self, height_nm: Tensor, frames: Tensor, weight: Tensor
