@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from cases import SPARSE, field_of, mean_square, natural, reader, rendered
+from cases import SPARSE, field_of, mean_square, natural, on_ranks, reader, rendered
 from scipy.fft import dct, dctn, idctn
 
 from cpikan_hr.solvers import spectral
 from cpikan_hr.solvers.spectral import Size, fit_spectral, set_terms, sizes_of
+from cpikan_hr.solvers.terms import shared
 
 QUADTREE = [{"tile": [32, 16, 8], "overlap": 0.25, "network": SPARSE}]
 
@@ -163,20 +164,21 @@ def test_unknown_pixels_do_not_disturb_the_known_of_a_smooth_picture():
 
 
 @pytest.mark.parametrize("levels", [[{"tile": 8, "overlap": 0.25, "network": SPARSE}], QUADTREE], ids=["8", "quadtree"])
-@pytest.mark.parametrize("shares", [2, 3])
-def test_shares_joined_are_one(levels, shares, monkeypatch):
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_the_terms_of_all_processes_are_those_of_one(levels, ranks, monkeypatch):
     monkeypatch.setattr(spectral, "BLOCK", 32 * 64)
     picture = natural("coffee")[:100, :75]
-    field = field_of(levels, picture)
-    one = fit_spectral(field, 0, reader(picture), (100, 75), 10.0, 0.0)
-    together = {number: Terms.none() for number in one}
-    for share in reversed(range(shares)):
-        part = fit_spectral(field, 0, reader(picture), (100, 75), 10.0, 0.0, share, shares)
-        assert any(len(found.tiles) for found in part.values())
-        for number, found in part.items():
-            together[number].add(found)
-    for number, found in one.items():
-        assert all(np.array_equal(a, b) for a, b in zip(found.joined(), together[number].joined(), strict=True))
+
+    def fit_share(processes) -> dict:
+        field = field_of(levels, picture)
+        mine = fit_spectral(field, 0, reader(picture), (100, 75), 10.0, 0.0, processes.rank, processes.ranks)
+        assert any(len(terms.tensors()[0]) for terms in mine.values())
+        set_terms(field, shared(mine, processes))
+        return field.state_dict()
+
+    one = fit(picture, levels, 10.0).state_dict()
+    for state in on_ranks(fit_share, ranks):
+        assert all(torch.equal(state[name], value) for name, value in one.items())
 
 
 def test_the_blocks_do_not_matter(monkeypatch):
