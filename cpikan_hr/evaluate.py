@@ -104,7 +104,7 @@ def seam(field: Field, shape: tuple[int, int], step: float = 0.01, lines: int = 
             if not len(borders):
                 continue
             points, order = (borders[:, None] + offsets).flatten().sort()  # of one border and the next may overlap
-            lattice = sampled(field, points, along) if number == 0 else sampled(field, along, points).transpose(1, 2)
+            lattice = field.lattice(points, along)[0] if number == 0 else field.lattice(along, points)[0].transpose(1, 2)
             rows = torch.empty_like(lattice)
             rows[:, order] = lattice
             rows = rows.unflatten(1, (len(borders), len(offsets))).movedim(2, 0)  # across the border first
@@ -113,8 +113,3 @@ def seam(field: Field, shape: tuple[int, int], step: float = 0.01, lines: int = 
             beside = jumps.median(dim=0).values
             worst = max(worst, float((across - beside).max()))
     return worst
-
-
-def sampled(field: Field, ys: torch.Tensor, xs: torch.Tensor, rows: int = 8) -> torch.Tensor:
-    """Values [C, len(ys), len(xs)], a few rows at a time: rows far apart touch pages all over the field's file."""
-    return torch.cat([field.lattice(part, xs)[0] for part in ys.split(rows)], dim=1)
