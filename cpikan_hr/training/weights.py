@@ -47,10 +47,11 @@ def save_packed(path: Path, trained: Trained, bits: int, step: float | None) -> 
     save_tensors(path, tensors, metadata)
 
 
-def load_field(run: str | Path, device: torch.device | str = "cpu") -> Trained:
+def load_field(run: str | Path, device: torch.device | str = "cpu", mapped: bool = False) -> Trained:
     """The field of a run folder or a safetensors file. Raises UserError where there is no whole field.
 
-    On a CPU its tensors lie in the file (unless that is packed): copy it before changing it.
+    `mapped`: for reading alone. On a CPU its tensors then lie in the file, unless that is packed, and what is written
+    to them may be lost (see `mapped.py`).
     """
     path = Path(run)
     if path.is_dir():
@@ -58,7 +59,7 @@ def load_field(run: str | Path, device: torch.device | str = "cpu") -> Trained:
     if not path.is_file():
         raise UserError(f"{path}: no trained field; train the run to its end, or give a field.safetensors")
     try:
-        state, metadata = read_file(path)
+        state, metadata = read_file(path, mapped)
         tree = yaml.safe_load(metadata["recipe"])
         if not isinstance(tree, dict):
             raise KeyError("recipe")
@@ -71,9 +72,11 @@ def load_field(run: str | Path, device: torch.device | str = "cpu") -> Trained:
     return build_field(path, state, recipe, about, device)
 
 
-def read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def read_file(path: Path, mapped: bool = False) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Weights, and metadata with `recipe` and `about`, of a plain or a packed file."""
     tensors, metadata = map_tensors(path)
+    if not mapped:
+        tensors = {name: value.clone() for name, value in tensors.items()}
     if metadata.get("format") != codec.FORMAT:
         return tensors, metadata
     version = metadata.get("version", "")

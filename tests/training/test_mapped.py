@@ -78,20 +78,20 @@ def test_pages_are_resident_once_read_until_they_are_released(tmp_path):
     assert tensor.sum() == 2**20
 
 
-def test_a_loaded_field_is_not_in_memory(large):
-    trained = load_field(large)
+def test_a_mapped_field_is_not_in_memory(large):
+    trained = load_field(large, mapped=True)
     assert trained.about["params"] == 128 * 128 * TERMS
     assert resident(large) < 2**20
 
 
 @pytest.mark.parametrize("region", ["0:20,0:20", "1000:1032,700:760", "2030:2048,2030:2048"])
 def test_a_region_is_rendered_from_its_tiles_alone(region, large, tmp_path, monkeypatch):
-    render(load_field(large), tmp_path / "whole.npy")
+    render(load_field(large, mapped=True), tmp_path / "whole.npy")
     y0, y1, x0, x1 = (int(number) for number in re.findall(r"\d+", region))
     expected = np.load(tmp_path / "whole.npy")[y0:y1, x0:x1]
     for module in (field, lattice):
         monkeypatch.setattr(module, "release", lambda: None)
-    trained = load_field(large)
+    trained = load_field(large, mapped=True)
     before = resident(large)
     render(trained, tmp_path / "part.npy", region=region)
     touched = resident(large) - before
@@ -102,7 +102,7 @@ def test_a_region_is_rendered_from_its_tiles_alone(region, large, tmp_path, monk
 
 
 def test_pages_are_handed_back_while_a_field_is_rendered(large, tmp_path):
-    trained = load_field(large)
+    trained = load_field(large, mapped=True)
     render(trained, tmp_path / "whole.npy")
     assert resident(large) < 0.1 * large.stat().st_size
 
@@ -127,14 +127,22 @@ def test_no_room_for_a_spool_is_one_line(tmp_path, monkeypatch):
         Spool(torch.float32)
 
 
+def test_a_field_that_is_not_mapped_keeps_what_is_written_to_it(large):
+    loaded = load_field(large).field.levels[0].network
+    with torch.no_grad():
+        loaded.coefficients[::1000] = 3
+    release()
+    assert (loaded.coefficients[::1000] == 3).all()
+
+
 def test_a_field_in_memory_is_trained_without_its_file(large):
-    trained = load_field(large)
+    trained = load_field(large, mapped=True)
     in_memory(trained.field)
     with torch.no_grad():
         trained.field.levels[0].network.coefficients.fill_(3)
     release()
     assert (trained.field.levels[0].network.coefficients == 3).all()
-    assert not (load_field(large).field.levels[0].network.coefficients == 3).any()
+    assert not (load_field(large, mapped=True).field.levels[0].network.coefficients == 3).any()
 
 
 def test_a_name_with_brackets_is_a_name(tmp_path):
