@@ -182,7 +182,7 @@ def run_render(arguments) -> None:
     options = dict(region=arguments.region, scale=arguments.scale, quantity=arguments.quantity)
     options |= dict(unit=arguments.unit, mask=arguments.mask)
     with launched() as processes, processes.together():
-        trained = load_field(arguments.trained, compute_device())
+        trained = load_field(arguments.trained, compute_device(), mapped=True)
         progress = Progress("render") if processes.rank == 0 else None
         path = render(trained, arguments.out, processes=processes, progress=progress, **options)
         if processes.rank == 0:
@@ -196,7 +196,7 @@ def run_evaluate(arguments) -> None:
     from cpikan_hr.processes import compute_device
     from cpikan_hr.training.weights import load_field
 
-    trained = load_field(arguments.trained, compute_device())
+    trained = load_field(arguments.trained, compute_device(), mapped=True)
     reference = open_source(arguments.reference) if arguments.reference else reference_of(trained.recipe)
     if reference is None:
         raise UserError(f"{arguments.trained}: this problem knows no true answer; give --reference FILE")

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import closing
+from itertools import product
 
 import numpy as np
 import torch
@@ -9,7 +11,8 @@ from skimage.metrics import structural_similarity
 
 from cpikan_hr.data.source import Source
 from cpikan_hr.errors import UserError
-from cpikan_hr.fields import Field
+from cpikan_hr.fields import Field, Level
+from cpikan_hr.parallel import in_threads
 from cpikan_hr.problems.surface import surface_figures
 from cpikan_hr.render import valid_pixels
 from cpikan_hr.runtime import peak_rss_mb
@@ -90,11 +93,16 @@ def strips(field: Field, reference: Source, shape: tuple[int, int], halo: int):
     """Yields (rows of halo above, truth, value), float32 [h, W, C], over strips of the frame."""
     xs = torch.arange(shape[1], dtype=torch.float64, device=field.device) + 0.5
     height = max(2 * HALO + 1, STRIP // shape[1])
-    for start in range(0, shape[0], height):
+
+    def compare(start: int) -> tuple[tuple[int, int], np.ndarray, np.ndarray]:
         y0, y1 = max(0, start - halo), min(shape[0], start + height + halo)
         ys = torch.arange(y0, y1, dtype=torch.float64, device=field.device) + 0.5
         value = field.lattice(ys, xs)[0].permute(1, 2, 0).cpu().numpy()
-        yield (start - y0, min(height, shape[0] - start)), reference.read(y0, y1, 0, shape[1]).astype(np.float32), value
+        truth = reference.read(y0, y1, 0, shape[1]).astype(np.float32)
+        return (start - y0, min(height, shape[0] - start)), truth, value
+
+    with closing(in_threads(compare, range(0, shape[0], height), field.device)) as compared:
+        yield from compared
 
 
 def similarity(field: Field, reference: Source, shape: tuple[int, int], offset: float, full: float) -> float | None:
@@ -120,26 +128,30 @@ def seam(field: Field, shape: tuple[int, int], step: float = 0.01, lines: int = 
     Jumps are taken over 2 x `step` px, so that what the picture itself does there does not count. Borders are those of
     cores and of supports, at most `lines` per level and axis.
     """
-    worst = 0.0
     device = field.device
     offsets = torch.tensor([-7, -5, -3, -1, 1, 3, 5, 7], dtype=torch.float64, device=device) * step
-    for level in field.levels:
-        for number, axis in enumerate(level.tile_grid.axes):
-            cores = torch.arange(1, axis.count, dtype=torch.float64, device=device) * axis.stride
-            reach = axis.overlap * axis.stride / 2
-            borders = torch.cat([cores, cores - reach, cores + reach])
-            borders = borders[(borders > 1) & (borders < shape[number] - 1)].unique()
-            borders = borders[:: max(1, len(borders) // lines)]
-            length = shape[1 - number]
-            along = torch.linspace(0.5, length - 0.5, min(length, 512), dtype=torch.float64, device=device)
-            for border in borders:
-                points = border + offsets
-                rows = (
-                    field.lattice(points, along)[0] if number == 0 else field.lattice(along, points)[0].transpose(1, 2)
-                )
-                rows = rows.transpose(0, 1)  # across the border first
-                jumps = (rows[1:] - rows[:-1])[::2].abs()  # over (-7, -5), (-3, -1) ... ; the border lies in between
-                across = (rows[4] - rows[3]).abs()
-                beside = jumps.median(dim=0).values
-                worst = max(worst, float((across - beside).max()))
-    return worst
+
+    def worst(level_and_axis: tuple[Level, int]) -> float:
+        level, number = level_and_axis
+        axis = level.tile_grid.axes[number]
+        cores = torch.arange(1, axis.count, dtype=torch.float64, device=device) * axis.stride
+        reach = axis.overlap * axis.stride / 2
+        borders = torch.cat([cores, cores - reach, cores + reach])
+        borders = borders[(borders > 1) & (borders < shape[number] - 1)].unique()
+        borders = borders[:: max(1, len(borders) // lines)]
+        if not len(borders):
+            return 0.0
+        length = shape[1 - number]
+        along = torch.linspace(0.5, length - 0.5, min(length, 512), dtype=torch.float64, device=device)
+        points, order = (borders[:, None] + offsets).flatten().sort()  # of one border and the next may overlap
+        lattice = field.lattice(points, along)[0] if number == 0 else field.lattice(along, points)[0].transpose(1, 2)
+        rows = torch.empty_like(lattice)
+        rows[:, order] = lattice
+        rows = rows.unflatten(1, (len(borders), len(offsets))).movedim(2, 0)  # across the border first
+        jumps = (rows[1:] - rows[:-1])[::2].abs()  # over (-7, -5), (-3, -1) ... ; the border lies in between
+        across = (rows[4] - rows[3]).abs()
+        beside = jumps.median(dim=0).values
+        return float((across - beside).max())
+
+    with closing(in_threads(worst, product(field.levels, (0, 1)), device)) as found:
+        return max(0.0, *found)

@@ -1,13 +1,16 @@
-"""Writing that leaves nothing half-done: one line for a full disk, whole files or none, folders taken back on failure.
+"""Writing that leaves nothing half-done: one line for a full disk, whole files or none, temporary files without a name,
+folders taken back on failure.
 
 Invariant: a failure in here leaves what stood there before, and nothing else.
 """
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from cpikan_hr.errors import UserError
 
@@ -51,6 +54,26 @@ def write_text(path: Path, text: str) -> None:
     """The file holds `text`, or what it held before."""
     with whole_file(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def temporary_file(size: int = 0, name: str = "") -> BinaryIO:
+    """A file without a name in the folder for temporary files (TMPDIR), gone when its last reader is.
+
+    UserError where there is no room for the `size` bytes that `name` needs.
+    """
+    folder = tempfile.gettempdir()
+    with writing_temporary():
+        free = shutil.disk_usage(folder).free
+        if size > free:
+            raise UserError(
+                f"{name}: needs {size} bytes in {folder} to be unpacked, {free} are free; set TMPDIR elsewhere"
+            )
+        return tempfile.TemporaryFile()
+
+
+def writing_temporary() -> AbstractContextManager[None]:
+    """Around whatever writes a temporary file."""
+    return writing(Path(tempfile.gettempdir()))
 
 
 @contextmanager

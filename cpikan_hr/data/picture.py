@@ -1,7 +1,8 @@
-"""PNG, JPEG and the other formats of Pillow as a `Source`: decoded whole, once, when the first window is asked for.
+"""PNG, JPEG and the other formats of Pillow as a `Source`: decoded once, when the first window is asked for.
 
 Invariant: at most one picture is being decoded in a process, and its pixels then stand uncompressed in an anonymous
-temporary file (in TMPDIR), never in memory. Alpha is dropped, palettes are expanded, EXIF rotation is not applied.
+temporary file (in TMPDIR). PNG and JPEG go there strip by strip, through libvips; the other formats, and JPEG in CMYK,
+are decoded whole by Pillow. Alpha is dropped, palettes are expanded, EXIF rotation is not applied.
 """
 
 import os
@@ -12,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cpikan_hr.data.spool import anonymous_file
 from cpikan_hr.data.windows import MAX_PIXELS, RawRows, Source
 from cpikan_hr.errors import UserError
+from cpikan_hr.files import temporary_file
 
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow's own bomb limit would refuse frames of large sensors
 
@@ -25,6 +26,7 @@ _MODES = {  # Pillow mode -> the mode it is handed out in, channels, dtype
     "I;16B": ("I;16", 1, np.dtype("<u2")),
     "F": ("F", 1, np.float32),
 }
+_STREAMED = {"JPEG": ("L", "RGB"), "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B")}  # modes, by libvips
 _ROWS = 256  # rows handed from Pillow to the temporary file at a time
 _DECODING = threading.Lock()
 
@@ -38,6 +40,7 @@ class Picture(Source):
             if image.mode not in _MODES:
                 raise UserError(f"{path}: unsupported bit depth: {image.mode} pixels; save it with 8 or 16 bits")
             self._mode, channels, dtype = _MODES[image.mode]
+            self._streamed = image.mode in _STREAMED.get(image.format, ())
             if image.format == "PNG" and channels == 3 and _png_bits(path) == 16:
                 raise UserError(f"{path}: 16-bit colour PNG would be cut to 8 bits; save it as TIFF or in grey")
         super().__init__(str(path), (height, width, channels), np.dtype(dtype))
@@ -66,17 +69,36 @@ class Picture(Source):
     def _decode(self) -> RawRows:
         height, width, channels = self.shape
         size = height * width * channels * self.dtype.itemsize
-        with self._opened(self._path) as image, anonymous_file(self.name, size) as file:
+        with temporary_file(size, self.name) as file:
             try:
-                image.load()
+                self._stream(file) if self._streamed else self._unpack(file)
             except (OSError, SyntaxError, ValueError, EOFError) as error:
                 raise UserError(f"{self._path}: truncated or damaged ({error}); copy the file again") from None
-            for y in range(0, height, _ROWS):
-                strip = image.crop((0, y, width, min(y + _ROWS, height)))
-                file.write((strip if strip.mode == self._mode else strip.convert(self._mode)).tobytes())
             file.flush()
             dtype = self.dtype.newbyteorder("<")
             return RawRows(os.dup(file.fileno()), self.name, self.shape, dtype, 0, width * channels * dtype.itemsize)
+
+    def _stream(self, file) -> None:
+        os.environ.setdefault("VIPS_CONCURRENCY", "1")  # more threads buffer more strips; decoding is one's work anyway
+        import pyvips  # not at the start: only pictures need it
+
+        pyvips.cache_set_max(0)
+        try:
+            source = pyvips.Source.new_from_file(os.fspath(self._path))
+            image = pyvips.Image.new_from_source(source, "", access="sequential", fail_on="error")
+            if image.bands > self.shape[2]:
+                image = image.extract_band(0, n=self.shape[2])
+            image.write_to_target(pyvips.Target.new_to_descriptor(file.fileno()), ".raw")
+        except pyvips.Error as error:
+            raise ValueError(str(error).strip().splitlines()[-1].strip()) from None
+
+    def _unpack(self, file) -> None:
+        height, width, _ = self.shape
+        with self._opened(self._path) as image:
+            image.load()
+            for y in range(0, height, _ROWS):
+                strip = image.crop((0, y, width, min(y + _ROWS, height)))
+                file.write((strip if strip.mode == self._mode else strip.convert(self._mode)).tobytes())
 
 
 def _png_bits(path: Path) -> int:

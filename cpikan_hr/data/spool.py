@@ -1,21 +1,14 @@
-"""Maps that go through a temporary file without a name, because they would not fit in memory: `Spool`.
-
-Invariant: the file is gone when its last reader is, however the process ends.
-"""
+"""Maps that go through a temporary file, because they would not fit in memory: `SpooledMap`."""
 
 import os
-import shutil
-import tempfile
-from pathlib import Path
 
 import numpy as np
 
 from cpikan_hr.data.windows import RawRows
-from cpikan_hr.errors import UserError
-from cpikan_hr.files import writing
+from cpikan_hr.files import temporary_file, writing_temporary
 
 
-class Spool(RawRows):
+class SpooledMap(RawRows):
     """A map [H, W, C] that is written and read by windows, from several threads at once; zeros at first.
 
     UserError: no room in the folder for temporary files.
@@ -23,25 +16,16 @@ class Spool(RawRows):
 
     def __init__(self, name: str, shape: tuple[int, int, int], dtype: np.typing.DTypeLike):
         stride = shape[1] * shape[2] * np.dtype(dtype).itemsize
-        with anonymous_file(name, shape[0] * stride) as file:
+        with temporary_file(shape[0] * stride, name) as file:
             os.ftruncate(file.fileno(), shape[0] * stride)
             super().__init__(os.dup(file.fileno()), name, shape, dtype, 0, stride)
 
     def write(self, y0: int, x0: int, block: np.ndarray) -> None:
         """Writes `block` [h, w, C] with its first pixel at (y0, x0)."""
         position = y0 * self._stride + x0 * self.shape[2] * self.dtype.itemsize
-        with writing(Path(tempfile.gettempdir())):
+        with writing_temporary():
             for i, row in enumerate(np.ascontiguousarray(block, self.dtype)):
                 view = memoryview(row).cast("B")
                 while len(view):
                     done = os.pwrite(self._fd, view, position + i * self._stride + row.nbytes - len(view))
                     view = view[done:]
-
-
-def anonymous_file(name: str, size: int):
-    """A temporary file without a name. UserError where there is no room for `size` bytes; `name` needs them."""
-    folder = tempfile.gettempdir()
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        raise UserError(f"{name}: needs {size} bytes in {folder} to be unpacked, {free} are free; set TMPDIR elsewhere")
-    return tempfile.TemporaryFile()

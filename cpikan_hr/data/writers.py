@@ -2,7 +2,7 @@
 
 Invariants
 * The final file appears by one rename when it is whole; a failure or an interrupt leaves nothing behind.
-* Memory depends on the window (and, for TIFF and PNG, on one strip), not on the map.
+* Memory depends on the window (and, for TIFF and PNG, on one tile or row), not on the map.
 * All windows go into one raw scratch file `NAME.part`. For .npy and .bmp it already is the final file; for .tif and
   .png `finish` streams it into the final format.
 """
@@ -168,15 +168,15 @@ class MapWriter:
         """Maps of one channel are stored as [H, W]."""
         return self.shape if self.shape[2] > 1 else self.shape[:2]
 
-    def _rows(self, y0: int, y1: int) -> np.ndarray:
-        """Rows [y1 - y0, W, C] of the scratch file."""
-        rows = np.empty((y1 - y0, *self.shape[1:]), self.dtype)
-        view, position = memoryview(rows).cast("B"), y0 * self._stride
+    def _read(self, y: int, x0: int, x1: int) -> np.ndarray:
+        """Pixels [x1 - x0, C] of a row of the scratch file."""
+        row = np.empty((x1 - x0, self.shape[2]), self.dtype)
+        view, position = memoryview(row).cast("B"), y * self._stride + x0 * row[:1].nbytes
         while len(view):
             got = os.preadv(self._fd, [view], position)
             assert got, "the scratch file was cut while it was written"
             view, position = view[got:], position + got
-        return rows
+        return row
 
     def _write_format(self, whole: Path) -> None:
         if self._suffix == ".png":
@@ -186,7 +186,7 @@ class MapWriter:
             )
             big_endian = self.dtype.newbyteorder(">")
             with open(whole, "wb") as file:
-                rows = (self._rows(y, y + 1).astype(big_endian).tobytes() for y in range(height))
+                rows = (self._read(y, 0, width).astype(big_endian).tobytes() for y in range(height))
                 writer.write_packed(file, rows)
             return
         about = {key: value for key, value in self._about.items() if value is not None}
@@ -218,11 +218,11 @@ class MapWriter:
         """Tiles in TIFF order, padded with zeros at the right and lower border."""
         height, width, channels = self.shape
         for y in range(0, height, TIFF_TILE):
-            strip = self._rows(y, min(y + TIFF_TILE, height))
             for x in range(0, width, TIFF_TILE):
-                part = strip[:, x : x + TIFF_TILE]
                 tile = np.zeros((TIFF_TILE, TIFF_TILE, channels), self.dtype)
-                tile[: part.shape[0], : part.shape[1]] = part
+                end = min(x + TIFF_TILE, width)
+                for i in range(min(TIFF_TILE, height - y)):
+                    tile[i, : end - x] = self._read(y + i, x, end)
                 yield tile if channels > 1 else tile[..., 0]
 
 

@@ -7,6 +7,7 @@ from cpikan_hr.fields.lattice import add_lattice
 from cpikan_hr.fields.level import Level
 from cpikan_hr.fields.tiles import TileGrid
 from cpikan_hr.jets import Jet, row_count
+from cpikan_hr.mapped import release
 from cpikan_hr.networks import build_network
 from cpikan_hr.recipe import FieldOptions, LevelOptions
 
@@ -74,21 +75,30 @@ class Field(nn.Module):
         return cls(levels, extent, groups, frozen)
 
     @classmethod
-    def from_state(
+    def from_layout(
         cls, options: FieldOptions, extent: tuple[float, ...], channels: int, state: dict[str, Tensor], seed: int = 0
     ) -> "Field":
-        """The field whose `state_dict` (or whose `layout` alone) `state` is. RuntimeError where it does not fit."""
-        tiles: dict[str, dict[int, Tensor]] = {"levels": {}, "settled": {}}
-        for name, value in state.items():
-            kind, _, rest = name.partition(".")
-            number, _, rest = rest.partition(".")
-            if rest == "active" and kind in tiles:
-                tiles[kind][int(number)] = value
-        field = cls.build(options, extent, channels, seed, tiles["levels"], tiles["settled"])
+        """The field whose `layout` (or `state_dict`) `state` is, copied. RuntimeError where it does not fit."""
+        field = cls.build(options, extent, channels, seed, *_active_tiles(state))
         missing, unexpected = field.load_state_dict(state, strict=False)
         parameters = dict(field.named_parameters())
-        if unexpected or any(name not in parameters for name in missing):
-            raise RuntimeError(f"tensors do not fit the recipe: {', '.join([*unexpected, *missing][:3])}")
+        _refuse([*unexpected, *(name for name in missing if name not in parameters)])
+        return field
+
+    @classmethod
+    def from_state(
+        cls, options: FieldOptions, extent: tuple[float, ...], channels: int, state: dict[str, Tensor]
+    ) -> "Field":
+        """The field whose `state_dict` `state` is: its tensors are those of `state`, uncopied where the type is right.
+
+        RuntimeError where it does not fit.
+        """
+        with torch.device("meta"):
+            field = cls.build(options, extent, channels, 0, *_active_tiles(state))
+        types = {name: value.dtype for name, value in field.state_dict().items()}
+        state = {name: value.to(types.get(name, value.dtype)) for name, value in state.items()}
+        missing, unexpected = field.load_state_dict(state, strict=False, assign=True)
+        _refuse([*unexpected, *missing])
         return field
 
     def forward(self, points: Tensor, order: str = "value", active: int | None = None) -> Jet:
@@ -119,6 +129,7 @@ class Field(nn.Module):
         out = self.mix.new_zeros(row_count(order, 2), len(ys), channels, len(xs) + margin)
         for level in chosen:
             add_lattice(level, out, ys, xs, order)
+        release()
         out = out[..., : len(xs)].transpose(1, 2)
         return torch.einsum("rkhw,kc->rchw", out, self.mix) if channels > 1 else out
 
@@ -187,6 +198,22 @@ class Field(nn.Module):
     def count_parameters(self) -> int:
         """Fitted numbers of all levels."""
         return sum(level.count_parameters() for level in (*self.levels, *self.settled.values()))
+
+
+def _active_tiles(state: dict[str, Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """The active tiles of a state by level number: of those that train, and of those that have settled."""
+    tiles: dict[str, dict[int, Tensor]] = {"levels": {}, "settled": {}}
+    for name, value in state.items():
+        kind, _, rest = name.partition(".")
+        number, _, rest = rest.partition(".")
+        if rest == "active" and kind in tiles:
+            tiles[kind][int(number)] = value
+    return tiles["levels"], tiles["settled"]
+
+
+def _refuse(names: list[str]) -> None:
+    if names:
+        raise RuntimeError(f"tensors do not fit the recipe: {', '.join(names[:3])}")
 
 
 def level_shapes(choice: LevelOptions, extent: tuple[float, ...], window: str) -> list[tuple[TileGrid, dict]]:

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from cpikan_hr.fields.tiles import TileAxis, product_rows
 from cpikan_hr.jets import Jet, multiply, row_orders, seed
+from cpikan_hr.mapped import release
+
+KEPT = 8  # rows of tiles whose pages are kept: rows far apart touch pages all over a field's file
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ def add_lattice(level, out: Tensor, ys: Tensor, xs: Tensor, order: str) -> None:
     axis_y, axis_x = level.tile_grid.axes
     rows, columns = span(axis_y, ys), span(axis_x, xs)
     for i, row in enumerate(rows.tiles.tolist()):
+        if i % KEPT == KEPT - 1:
+            release()
         slots = level.slots_of(row * axis_x.count + columns.tiles)
         active = slots >= 0
         if not active.any():

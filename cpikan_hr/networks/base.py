@@ -1,8 +1,8 @@
 """The interface of every network: one module holds the networks of all tiles of a level, batched.
 
 Invariants:
-* every parameter has a leading dimension `tiles`, of which tile k reads only its own slice; a flat list of terms says
-  with an attribute `tile_of` which tile each of its numbers belongs to;
+* every parameter has a leading dimension `tiles`, of which tile k reads only its own slice; a module whose parameter is
+  a flat list of terms says with a method `tile_of` which tile each of its numbers belongs to;
 * a network maps the jet of its local coordinates to the jet of its output, `[t, R, P, in] -> [t, R, P, out]`;
 * a parameter is read in training only inside `forward` of the module that owns it, because ZeRO-3 and FSDP gather
   parameters module by module;

@@ -6,7 +6,8 @@ its terms in each tile. With the `sine` input map it is the cosine expansion of 
 Invariants: coordinate 0 is y (index m), coordinate 1 is x (index n). A dense network has coefficients
 `[tiles, C, (M + 1)(N + 1)]`. A sparse one lists only the terms in use, tile after tile: `coefficients [K]`, their flat
 indices (c (M + 1) + m)(N + 1) + n in `index [K]`, ascending within a tile, and where each tile begins in
-`offset [tiles + 1]`. Terms that are not listed are zero and are no parameters.
+`offset [tiles + 1]`. Terms that are not listed are zero and are no parameters. The lists may lie in a file (see
+`mapped.py`): only what belongs to the tiles asked for is read.
 """
 
 import copy
@@ -52,6 +53,7 @@ class Chebyshev2D(TiledNetwork):
         if min(self.degree) < 0 or max(self.degree) > 511:
             raise UserError(f"chebyshev2d degree {list(self.degree)}: it must be from 0 to 511")
         self.sparse = sparse
+        self.index_dtype = index_dtype(out_features * self.shape[0] * self.shape[1])
         self.register_buffer("index", None)
         self.register_buffer("offset", None)
         if sparse:
@@ -70,16 +72,21 @@ class Chebyshev2D(TiledNetwork):
 
         Makes a new parameter, so it comes before any optimizer.
         """
-        fresh = self.index is None
-        like = values if fresh else self.coefficients  # its device, precision and whether it is trained stay
-        self.index = index.to(like.device, torch.int32, copy=True)
-        self.offset = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(like.device, torch.int32)
-        values = values.to(like, copy=True).contiguous()
-        self.coefficients = nn.Parameter(values, requires_grad=fresh or like.requires_grad)
-        self.coefficients.tile_of = self.tile_of  # a flat parameter cannot tell by its shape
+        like = values if self.index is None else self.coefficients  # its device and precision stay
+        offset = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(like.device, torch.int32)
+        index = index.to(like.device, self.index_dtype, copy=True)
+        self.adopt_terms(offset, index, values.to(like, copy=True).contiguous())
+
+    def adopt_terms(self, offset: Tensor, index: Tensor, values: Tensor) -> None:
+        """The same with tensors that become the network's own, uncopied."""
+        trained = self.index is None or self.coefficients.requires_grad  # stays
+        self.offset, self.index = offset, index
+        self.coefficients = nn.Parameter(values, requires_grad=trained)
 
     def tile_of(self, number: int) -> int:
-        """The tile that coefficient `number` of a sparse network belongs to."""
+        """The tile that row `number` of `coefficients` belongs to."""
+        if not self.sparse:
+            return number
         return int(torch.searchsorted(self.offset, number, right=True)) - 1
 
     def rows(self, tiles: Tensor) -> Tensor:
@@ -100,13 +107,16 @@ class Chebyshev2D(TiledNetwork):
         network.set_terms(counts[tiles], index[number], values[number])
         return network
 
-    def _load_from_state_dict(self, state, prefix, *arguments) -> None:
+    def _load_from_state_dict(self, state, prefix, metadata, *arguments) -> None:
         if self.sparse and prefix + "index" in state:  # as many terms as the file has
             index, offset = state[prefix + "index"], state[prefix + "offset"]
             if index.numel() != self.index.numel() and offset.shape == self.offset.shape:
-                values = state.get(prefix + "coefficients", torch.zeros(index.numel()))
-                self.set_terms(offset.diff(), index, values)
-        super()._load_from_state_dict(state, prefix, *arguments)
+                values = state.get(prefix + "coefficients", self.coefficients.new_zeros(index.numel()))
+                if metadata.get("assign_to_params_buffers"):
+                    self.adopt_terms(offset, index, values)
+                else:
+                    self.set_terms(offset.diff(), index, values)
+        super()._load_from_state_dict(state, prefix, metadata, *arguments)
 
     def dense(self, tiles: Tensor | None = None) -> Tensor:
         """All coefficients of `tiles`, zeros where a term is not in use: `[t, C, M + 1, N + 1]`."""
@@ -134,10 +144,11 @@ class Chebyshev2D(TiledNetwork):
 
     def _listed(self, tiles: Tensor | None) -> tuple[Tensor, Tensor]:
         """Numbers [K'] of the coefficients of `tiles`, and which of the `tiles` each belongs to."""
-        offset = self.offset.long()
-        first, counts = offset[:-1], offset.diff()
-        if tiles is not None:
-            first, counts = first[tiles], counts[tiles]
+        if tiles is None:
+            first, last = self.offset[:-1].long(), self.offset[1:].long()
+        else:
+            first, last = self.offset[tiles].long(), self.offset[tiles + 1].long()
+        counts = last - first
         tile = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
         place = torch.arange(len(tile), device=counts.device) - torch.repeat_interleave(
             counts.cumsum(0) - counts, counts
@@ -206,3 +217,8 @@ class Chebyshev2D(TiledNetwork):
         """Writes `solution` `[t, (M + 1)(N + 1), C]` into a dense network. A sparse one takes `set_terms`."""
         assert not self.sparse, "a sparse network's terms are set together: set_terms"
         assign(self.coefficients, tiles, solution.transpose(1, 2))
+
+
+def index_dtype(terms: int) -> torch.dtype:
+    """The smallest type that numbers so many terms of a tile."""
+    return torch.int16 if terms <= 2**15 else torch.int32

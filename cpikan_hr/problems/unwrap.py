@@ -19,7 +19,7 @@ from scipy import ndimage
 from scipy.sparse import coo_array, csgraph
 from skimage.restoration import unwrap_phase
 
-from cpikan_hr.data.spool import Spool
+from cpikan_hr.data.spool import SpooledMap
 from cpikan_hr.data.threads import each_in_threads
 
 TILE = 512  # px; unwrapping takes some 100 bytes for each pixel
@@ -55,9 +55,9 @@ class Unwrapping:
     def __init__(self, name: str, shape: tuple[int, int], phase: Reader, valid: Reader, tile=TILE, overlap=OVERLAP):
         self.phase, self.valid, self.overlap = phase, valid, overlap
         self.rows, self.columns = (_edges(size, tile) for size in shape)
-        self.turns = Spool(name, (*shape, 1), np.float32)
+        self.turns = SpooledMap(name, (*shape, 1), np.float32)
 
-    def solve(self, threads: int | None = None) -> tuple[Spool, int]:
+    def solve(self, threads: int | None = None) -> tuple[SpooledMap, int]:
         """Whole turns to add to the phase [H, W, 1], NaN where nothing is valid; and how many regions there are."""
         rows, columns = range(len(self.rows) - 1), range(len(self.columns) - 1)
         first = np.zeros((len(rows), len(columns)), int)  # number of each tile's first part

@@ -44,7 +44,7 @@ def write_report(
     `reference`: a map or picture to compare with instead of the problem's own; `remove`: see `problems/surface.py`.
     Where the run's data are gone, their parts say so. UserError: no field, damaged data, another size, no room.
     """
-    trained = load_field(run, compute_device())
+    trained = load_field(run, compute_device(), mapped=True)
     file = run / "field.safetensors" if run.is_dir() else run
     out = out or file.with_name("report.html")
     if out.is_dir():  # the rename at the end would fail, after all the work

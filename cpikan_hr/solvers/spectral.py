@@ -9,9 +9,8 @@ a target sets (see `budget.py`), whichever is larger. The same threshold prices 
 import math
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from itertools import groupby
 
-import numpy as np
 import torch
 
 from cpikan_hr.fields import Field
@@ -21,51 +20,14 @@ from cpikan_hr.recipe import StartOptions
 from cpikan_hr.solvers.averaging import read_averaged
 from cpikan_hr.solvers.blocks import Block, Pixels, ReadTarget, blocks_of, read_block, shares_of
 from cpikan_hr.solvers.leaves import Size, choose, coefficients, exists, sizes_of, thresholds
+from cpikan_hr.solvers.terms import NOTHING, Found, Terms, divide
 
 BLOCK = 2**18  # pixels of one block: all sizes' coefficients of it stay in the last-level cache
 
 
-@dataclass
-class Terms:
-    """The kept terms of one level, gathered block by block: tile numbers, how many each has, flat index, value."""
-
-    tiles: list[np.ndarray]
-    counts: list[np.ndarray]
-    index: list[np.ndarray]
-    values: list[np.ndarray]
-
-    @classmethod
-    def none(cls) -> "Terms":
-        return cls([], [], [], [])
-
-    def add(self, other: "Terms") -> None:
-        self.tiles += other.tiles
-        self.counts += other.counts
-        self.index += other.index
-        self.values += other.values
-
-    def joined(self) -> tuple[np.ndarray, ...]:
-        """The same in order of the tile numbers; empties this one, which may be as large as the field."""
-        if not self.tiles:
-            return (np.zeros(0, np.int64),) * 3 + (np.zeros(0, np.float32),)
-        tiles, counts = np.concatenate(self.tiles), np.concatenate(self.counts)
-        order = np.argsort(tiles, kind="stable")
-        start, counts_ordered = np.cumsum(counts) - counts, counts[order]
-        shift = (start[order] - (np.cumsum(counts_ordered) - counts_ordered)).astype(np.int32)
-        place = np.repeat(shift, counts_ordered)
-        place += np.arange(len(place), dtype=np.int32)
-        ordered = []
-        for part in (self.index, self.values):
-            whole = np.concatenate(part)
-            part.clear()
-            ordered.append(whole[place])
-        return tiles[order], counts_ordered, *ordered
-
-
-def fit_block(
-    block: Block, pixels: Pixels, sizes: list[Size], price: float, sigmas: float, terms: dict[int, Terms]
-) -> None:
-    """Chooses leaves and terms of one block and adds them to `terms`."""
+def fit_block(block: Block, pixels: Pixels, sizes: list[Size], price: float, sigmas: float) -> dict[int, Found]:
+    """Chooses leaves and terms of one block, per level number."""
+    found: dict[int, Found] = {}
     scaled = [coefficients(pixels, size) for size in sizes]
     limits = [thresholds(pixels, size, price, sigmas) for size in sizes]
     present = [exists(block, size, sizes[0], pixels.values.device) for size in sizes]
@@ -73,6 +35,7 @@ def fit_block(
     for size, coefficient, limit, leaf in zip(sizes, scaled, limits, leaves, strict=True):
         chosen = coefficient[leaf]  # [t, C, M, N]
         if not len(chosen):
+            found[size.level] = NOTHING
             continue
         limit = limit.expand(*leaf.shape, 1, 1, 1)[leaf]
         keep = chosen.abs() > limit
@@ -85,8 +48,9 @@ def fit_block(
         y, x = torch.nonzero(leaf, as_tuple=True)
         number = (block.row * factor + y) * size.counts[1] + block.column * factor + x
         used = counts > 0
-        found = (number[used].int(), counts[used].int(), flat.int(), values)
-        terms[size.level].add(Terms(*([part.cpu().numpy()] for part in found)))
+        parts = (number[used].int(), counts[used].int(), flat.int(), values)
+        found[size.level] = Found(*(part.cpu().numpy() for part in parts))
+    return found
 
 
 def read(
@@ -112,46 +76,47 @@ def fit_spectral(
 ) -> dict[int, Terms]:
     """The terms of this process' share of the blocks, per level number; `set_terms` puts them into the field."""
     sizes, halo = sizes_of(field, group)
-    terms = {size.level: Terms.none() for size in sizes}
+    terms = {size.level: Terms(field.mix.shape[0] * size.pixels**2) for size in sizes}
     blocks = blocks_of(shape, sizes[0].stride, BLOCK, square=start.shifts > 0)
     mine = list(shares_of(blocks, share, shares))
 
     @torch.no_grad()
-    def fit(numbered: tuple[int, Block]) -> dict[int, Terms]:
-        found = {size.level: Terms.none() for size in sizes}
+    def fit(numbered: tuple[int, Block]) -> dict[int, Found]:
         pixels = read(field, group, target, shape, numbered[1], sizes, halo, start)
-        fit_block(numbered[1], pixels, sizes, price, start.threshold, found)
-        return found
+        return fit_block(numbered[1], pixels, sizes, price, start.threshold)
 
+    own = {number for number, _ in mine}
     with closing(in_threads(fit, mine, field.device)) as fitted:
-        for (number, _), found in zip(mine, fitted, strict=True):
-            for level, part in found.items():
-                terms[level].add(part)
-            if progress:
-                progress((number + 1) / len(blocks))
+        for _, row in groupby(enumerate(blocks), lambda numbered: numbered[1].row):
+            parts = []
+            for number in (number for number, _ in row if number in own):
+                parts.append(next(fitted))
+                if progress:
+                    progress((number + 1) / len(blocks))
+            for level, gathered in terms.items():
+                gathered.add([part[level] for part in parts])
     return terms
 
 
 def set_terms(field: Field, terms: dict[int, Terms]) -> None:
-    """Gives each level (by number) its terms and empties them.
+    """Gives each level (by number) its terms, which stay in their files.
 
     Coefficients are stored in units of one scale per level.
     """
     for number, gathered in terms.items():
-        tiles, counts, index, values = gathered.joined()
+        tiles, offset, index, values = gathered.tensors()
         level = field.levels[number]
         channels, device = field.mix.shape[0], field.mix.device
         size = tuple(round(2 * axis.half) for axis in level.tile_grid.axes)
         network = None
         if len(tiles):
-            network = Chebyshev2D(
-                len(tiles), 2, channels, degree=(size[0] - 1, size[1] - 1), input_map="sine", sparse=True
-            )
-            scale = max(float(np.sqrt(np.square(values).mean(dtype=np.float64))), 1e-12)
-            values /= np.float32(scale)
-            network.set_terms(torch.from_numpy(counts.astype(np.int64)), torch.from_numpy(index),
-                              torch.from_numpy(values))  # fmt: skip
-        level.set_tiles(torch.from_numpy(tiles.astype(np.int64)), network, channels)
+            degree = (size[0] - 1, size[1] - 1)
+            with torch.device("meta"):  # its terms come from elsewhere
+                network = Chebyshev2D(len(tiles), 2, channels, degree=degree, input_map="sine", sparse=True)
+            scale = max(gathered.rms, 1e-12)
+            divide(values, scale)
+            network.adopt_terms(offset, index, values)
+        level.set_tiles(tiles, network, channels)
         if network is not None:
             level.scale.fill_(scale)
         level.to(device)

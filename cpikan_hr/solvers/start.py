@@ -22,6 +22,7 @@ from cpikan_hr.solvers.growth import grow, set_networks
 from cpikan_hr.solvers.last_layer import fit_last_layers
 from cpikan_hr.solvers.spectral import fit_spectral, set_terms
 from cpikan_hr.solvers.sweeps import sweep
+from cpikan_hr.solvers.terms import shared
 
 ROUNDS = 3  # passes over the picture at most until a target is met, by growing levels
 PASSES = 6  # and by closed-form ones, which are cheap
@@ -59,7 +60,7 @@ def fit_field(
             params = sum(level.count_parameters() for level in levels)
             contributions[group:] = [{
                 "level": group + 1, "network": choice.network.kind,
-                "tiles": sum(len(level.active_tiles) for level in levels if level.network is not None),
+                "tiles": sum(level.network.tiles for level in levels if level.network is not None),
                 "params": params, "rmse": math.sqrt(error),
             }]  # fmt: skip
             if solved:
@@ -94,7 +95,8 @@ def sweep_field(
     """One sweep over every growing level; undone where it does not lower the error or ends early. True where it did."""
     groups = [k for k, choice in enumerate(recipe.field.levels) if choice.grow]
     before = mean_squared_error(field, len(field.groups), target, shape, processes)
-    kept = {name: value.detach().clone() for name, value in field.named_parameters()}
+    swept = [value for group in groups for k in field.groups[group] for value in field.levels[k].parameters()]
+    kept = [value.detach().clone() for value in swept]
     after = math.inf
     try:
         for group in groups:
@@ -103,8 +105,8 @@ def sweep_field(
     finally:
         if not after < before:
             with torch.no_grad():
-                for name, value in field.named_parameters():
-                    value.copy_(kept[name])
+                for value, before_it in zip(swept, kept, strict=True):
+                    value.copy_(before_it)
     if not after < before:
         return False
     if contributions:
@@ -220,11 +222,7 @@ def corrected(passes: list[tuple[float, float]], goal: float) -> float:
 
 def _fit_at(field, group, target, shape, price, start: StartOptions, processes: Processes, report) -> None:
     mine = fit_spectral(field, group, target, shape, price, start, processes.rank, processes.ranks, report)
-    together, *others = processes.gather(mine)
-    for share in others:
-        for number, terms in share.items():
-            together[number].add(terms)
-    set_terms(field, together)
+    set_terms(field, shared(mine, processes))
 
 
 @torch.no_grad()

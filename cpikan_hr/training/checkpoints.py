@@ -17,8 +17,8 @@ from cpikan_hr.errors import UserError
 from cpikan_hr.files import writing
 from cpikan_hr.processes import Processes
 from cpikan_hr.training.state import load_state, save_state
+from cpikan_hr.training.tensors import load_tensors, save_tensors
 from cpikan_hr.training.update import Updater
-from cpikan_hr.training.weights import load_tensors, save_tensors
 
 LAYOUT = "layout.safetensors"  # in a checkpoint's folder, where tiles have settled
 

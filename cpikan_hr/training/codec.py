@@ -24,6 +24,7 @@ from torch import Tensor
 
 from cpikan_hr.fields import Field
 from cpikan_hr.networks import Chebyshev2D
+from cpikan_hr.networks.chebyshev2d import index_dtype
 
 FORMAT, VERSION = "cpikan_hr packed field", 1
 LZMA = [{"id": lzma.FILTER_LZMA1, "preset": 6 | lzma.PRESET_EXTREME, "dict_size": 2**12, "lc": 1, "lp": 0, "pb": 0}]
@@ -206,8 +207,9 @@ def unpack_terms(streams: "Reader", record: dict, scale: np.ndarray) -> dict[str
     order = np.argsort(tile * (channels * rows * columns) + index)
     if tiles:
         offset = np.concatenate([[0], ends[channels - 1 :: channels]])
-        parts = (values[order].astype(np.float32), index[order].astype(np.int32), offset.astype(np.int32))
-        state |= {prefix + name: torch.from_numpy(part) for name, part in zip(SPARSE, parts, strict=True)}
+        parts = (torch.from_numpy(part) for part in (values[order], index[order], offset))
+        kinds = (torch.float32, index_dtype(channels * rows * columns), torch.int32)
+        state |= {prefix + name: part.to(kind) for name, part, kind in zip(SPARSE, parts, kinds, strict=True)}
     return state
 
 

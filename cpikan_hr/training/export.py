@@ -8,13 +8,13 @@ import torch
 from cpikan_hr.errors import UserError
 from cpikan_hr.recipe import Recipe, load_recipe
 from cpikan_hr.training import checkpoints, ema
+from cpikan_hr.training.tensors import load_tensors
 from cpikan_hr.training.weights import (
     Trained,
     build_field,
     check_about,
     joined_state,
     load_field,
-    load_tensors,
     save_field,
     save_packed,
 )

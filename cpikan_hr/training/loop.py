@@ -21,6 +21,7 @@ from cpikan_hr.errors import Interrupted, UserError
 from cpikan_hr.fields import Field, Region
 from cpikan_hr.files import created_folder, write_text
 from cpikan_hr.jets import compile_kernels
+from cpikan_hr.mapped import in_memory
 from cpikan_hr.problems import Problem, build_problem
 from cpikan_hr.problems.base import pixel_centres
 from cpikan_hr.processes import Processes
@@ -33,9 +34,10 @@ from cpikan_hr.training.backend import make_accelerator
 from cpikan_hr.training.display import Preview, StartBar, contribution_table, described, missed
 from cpikan_hr.training.settling import settle
 from cpikan_hr.training.stopping import Stop, Stopped
+from cpikan_hr.training.tensors import save_tensors
 from cpikan_hr.training.trackers import Tracker
 from cpikan_hr.training.update import Updater
-from cpikan_hr.training.weights import joined_state, save_field, save_tensors
+from cpikan_hr.training.weights import joined_state, save_field
 
 
 def train(recipe: Recipe) -> Path:
@@ -100,12 +102,14 @@ def fit(
             field, levels = begin_field(problem, recipe, processes, preview, stop)
         else:
             tensors, levels = checkpoints.layout_of(run, checkpoint), levels_of(run)
-            field = Field.from_state(recipe.field, problem.shape, problem.channels, tensors, options.seed)
+            field = Field.from_layout(recipe.field, problem.shape, problem.channels, tensors, options.seed)
             field.to(accelerator.device)
     start = field.layout()
-    optimizer = build_optimizer(field, options, recipe.field)
     parameters = field.count_parameters()
-    updater = Updater(accelerator, field, optimizer, lambda step: rate(step, options), options.clip, options.ema)
+    updater = None  # a start that is the answer is written as it lies in its files: nothing is prepared and copied
+    if options.steps or checkpoint is not None:
+        optimizer = build_optimizer(field, options, recipe.field)
+        updater = Updater(accelerator, field, optimizer, lambda step: rate(step, options), options.clip, options.ema)
     if checkpoint is not None:
         checkpoints.load(updater, checkpoint)
     about = {
@@ -121,11 +125,16 @@ def fit(
                 print(problem.note(), flush=True)
             if levels and checkpoint is None:
                 tell_start(levels, problem, recipe, stop)
-    run_steps(updater, problem, recipe, run, stop, preview, [] if checkpoint else levels)
-    state = updater.weights()
+    steps = updater.steps if updater else 0
+    with closing(Tracker(run, options.steps, steps, accelerator.is_main_process)) as tracker:
+        tracker.start([] if checkpoint else [described(row, problem) for row in levels])
+        if updater:
+            run_steps(updater, problem, recipe, run, stop, preview, tracker)
+            steps = updater.steps
+    state = updater.weights() if updater else field.state_dict()
     with processes.together():
         if accelerator.is_main_process:
-            about["steps"], about["train_seconds"] = updater.steps, time.perf_counter() - began
+            about["steps"], about["train_seconds"] = steps, time.perf_counter() - began
             about["peak_rss_mb"] = peak_rss_mb()
             about["gpu_peak_mb"] = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else 0.0
             save_field(run / "field.safetensors", joined_state(state, recipe, about), recipe, about)
@@ -211,16 +220,15 @@ def begin_field(
     with suppress(Stopped), closing(bar):
         fit_field(field, problem.target, problem.shape, recipe, problem.full_range, processes, progress, solved)
     preview.draw(field, pause=0)
+    if recipe.training.steps:
+        in_memory(field)
     return field, levels
 
 
 def run_steps(
-    updater: Updater, problem: Problem, recipe: Recipe, run: Path, stop: Stop, preview: Preview, levels: list[dict]
+    updater: Updater, problem: Problem, recipe: Recipe, run: Path, stop: Stop, preview: Preview, tracker: Tracker
 ) -> None:
-    """Updates until `training.steps`, reading the next micro-batch while the present one is computed.
-
-    `levels`: contributions of a start that this run made itself.
-    """
+    """Updates until `training.steps`, reading the next micro-batch while the present one is computed."""
     options, batch, accelerator = recipe.training, recipe.batch, updater.accelerator
     sampler = PixelSampler(problem.shape, batch.blocks, batch.size, batch.stride, options.seed)
     shares = accelerator.num_processes * options.accumulate
@@ -233,11 +241,9 @@ def run_steps(
     processes, whole = checkpoints.processes_of(accelerator), whole_weights(accelerator)
     field = accelerator.unwrap_model(updater.model) if whole else None
     region = Region(field) if field is not None and field.settled else None
-    tracker = Tracker(run, options.steps, updater.steps, accelerator.is_main_process)
     saved_at = time.perf_counter()
     last = options.steps * options.accumulate
-    with closing(tracker), ThreadPoolExecutor(1) as reader:
-        tracker.start([described(row, problem) for row in levels])
+    with ThreadPoolExecutor(1) as reader:
         number = updater.steps * options.accumulate
         coming = reader.submit(read, number, region) if number < last else None
         while updater.steps < options.steps and not stop.agreed(processes):

@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Level
@@ -93,6 +94,9 @@ class Updater:
 
     def _prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._watch = GradientWatch(model)  # hooks belong on the parameters before any wrapper reads them
+        # Gloo and NCCL know no int16; such lists of terms are alike on all processes, so DDP need not send them.
+        short = [name for name, buffer in model.named_buffers() if buffer.dtype == torch.int16]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, short)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         if self.accelerator.is_fsdp2:  # it has replaced the parameters by sharded ones
             self._watch = ShardedGradientWatch(self.model, self._watch)
@@ -196,16 +200,16 @@ class GradientWatch:
 
     Works by hooks on the parameters: they see this rank's whole gradient before DDP averages it and before ZeRO
     scatters it, so the tile and the rank are the ones where it happened. A parameter's rows, its first dimension, are
-    its network's tiles, or what its `tile_of` says; its level knows their numbers in the grid.
+    its network's tiles, or what its module's `tile_of` says; its level knows their numbers in the grid.
     """
 
     def __init__(self, model: nn.Module):
         self._follow(model)
         levels = [(f"{name}.", module) for name, module in model.named_modules() if isinstance(module, Level)]
         level_of = {name: level for prefix, level in levels for name in self.names if name.startswith(prefix)}
+        owner_of = {name: model.get_submodule(name.rpartition(".")[0]) for name in self.names}
         self._tile_of = {
-            name: (getattr(parameter, "tile_of", None), level_of.get(name))
-            for name, parameter in zip(self.names, self._parameters, strict=True)
+            name: (getattr(owner, "tile_of", None), level_of.get(name)) for name, owner in owner_of.items()
         }
         for index, parameter in enumerate(self._parameters):
             parameter.register_hook(lambda gradient, index=index: self._note(index, gradient))

@@ -6,14 +6,13 @@ from typing import NamedTuple
 
 import torch
 import yaml
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
 
 from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Field
-from cpikan_hr.files import whole_file
 from cpikan_hr.recipe import Recipe, dump_recipe, parse_recipe
 from cpikan_hr.training import codec
+from cpikan_hr.training.tensors import map_tensors, save_tensors
 
 ABOUT = ("shape", "channels", "unit", "pixel_pitch_um", "params", "train_seconds", "peak_rss_mb", "gpu_peak_mb")
 
@@ -55,29 +54,19 @@ def joined_state(state: dict[str, torch.Tensor], recipe: Recipe, about: dict) ->
     return Field.from_state(recipe.field, about["shape"], about["channels"], state).joined().state_dict()
 
 
-def save_tensors(path: Path, state: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file, whole or not at all."""
-    with whole_file(path) as part:
-        save_file({name: value.contiguous() for name, value in state.items()}, part, metadata=metadata)
+def load_field(run: str | Path, device: torch.device | str = "cpu", mapped: bool = False) -> Trained:
+    """The field of a run folder or a safetensors file. Raises UserError where there is no whole field.
 
-
-def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file. Raises UserError where it is not there or cut short."""
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: cannot be read, or cut short ({error}); train again") from None
-
-
-def load_field(run: str | Path, device: torch.device | str = "cpu") -> Trained:
-    """Reads a run folder or a safetensors file. Raises UserError where there is no whole field."""
+    `mapped`: for reading alone. On a CPU its tensors then lie in the file, unless that is packed, and what is written
+    to them may be lost (see `mapped.py`).
+    """
     path = Path(run)
     if path.is_dir():
         path = path / "field.safetensors"
     if not path.is_file():
         raise UserError(f"{path}: no trained field; train the run to its end, or give a field.safetensors")
     try:
-        state, metadata = read_file(path)
+        state, metadata = read_file(path, mapped)
         tree = yaml.safe_load(metadata["recipe"])
         if not isinstance(tree, dict):
             raise KeyError("recipe")
@@ -90,11 +79,11 @@ def load_field(run: str | Path, device: torch.device | str = "cpu") -> Trained:
     return build_field(path, state, recipe, about, device)
 
 
-def read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def read_file(path: Path, mapped: bool = False) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Weights, and metadata with `recipe` and `about`, of a plain or a packed file."""
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    tensors, metadata = map_tensors(path)
+    if not mapped:
+        tensors = {name: value.clone() for name, value in tensors.items()}
     if metadata.get("format") != codec.FORMAT:
         return tensors, metadata
     version = metadata.get("version", "")
@@ -111,7 +100,7 @@ def build_field(path: Path, state: dict[str, torch.Tensor], recipe: Recipe, abou
                 device: torch.device | str = "cpu") -> Trained:
     """The field that a file's tensors are. UserError where they do not fit its recipe."""
     try:
-        field = Field.from_state(recipe.field, about["shape"], about["channels"], state, recipe.training.seed)
+        field = Field.from_state(recipe.field, about["shape"], about["channels"], state)
     except (RuntimeError, IndexError) as error:
         told = str(error).splitlines()[-1].strip()
         raise UserError(f"{path}: its weights do not fit its recipe ({told}); export it again") from None
@@ -128,4 +117,3 @@ def check_about(about) -> dict:
     if not whole or not all(isinstance(n, int) and n > 0 for n in (*about["shape"], about["channels"])):
         raise UserError(f"its description gives the shape {about['shape']} and {about['channels']} channels")
     return about
-

@@ -125,6 +125,22 @@ def test_coloured_and_grey_palettes_of_bitmaps_are_looked_up(tmp_path):
     np.testing.assert_array_equal(open_source(tmp_path / "palette.bmp").read(0, 83, 0, 101), expected)
 
 
+NAMES = ["grey.jpg", "colour.jpg", "cmyk.jpg", "one.png", "alpha.png", "palette.png", "colour.webp"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pictures_are_what_pillow_decodes(name, tmp_path):
+    image = Image.fromarray(GREY if name in ("grey.jpg", "one.png", "alpha.png", "palette.png") else COLOUR)
+    if name in ("cmyk.jpg", "one.png", "alpha.png"):
+        image = image.convert({"cmyk.jpg": "CMYK", "one.png": "1", "alpha.png": "LA"}[name])
+    if name == "palette.png":
+        image.putpalette(bytes(np.repeat(np.arange(255, -1, -1, dtype=np.uint8), 3)))  # of greys
+    image.save(tmp_path / name)
+    source = open_source(tmp_path / name)
+    expected = Image.open(tmp_path / name).convert("L" if source.shape[2] == 1 else "RGB")
+    np.testing.assert_array_equal(source.read(0, 83, 0, 101), np.asarray(expected).reshape(source.shape))
+
+
 def test_alpha_is_dropped(tmp_path):
     pillow(tmp_path / "alpha.png", np.dstack([COLOUR, GREY]))
     np.testing.assert_array_equal(open_source(tmp_path / "alpha.png").read(0, 83, 0, 101), COLOUR)
@@ -135,10 +151,11 @@ def test_a_missing_file_is_named(tmp_path):
         open_source(tmp_path / "nothing.bmp")
 
 
-@pytest.mark.parametrize("name", ["grey.bmp", "colour.png", "plain.tif", "tiles.tif", "grey.npy"])
+@pytest.mark.parametrize("name", ["grey.bmp", "colour.png", "colour.jpg", "plain.tif", "tiles.tif", "grey.npy"])
 @pytest.mark.parametrize("kept", [0.0, 0.002, 0.7])
 def test_a_truncated_file_is_refused(tmp_path, name, kept):
-    WRITTEN[name][0](tmp_path / name, WRITTEN[name][1])
+    write, pixels = WRITTEN.get(name, (pillow, COLOUR))  # JPEG does not give back what was written
+    write(tmp_path / name, pixels)
     whole = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(whole[: int(len(whole) * kept)])
     with pytest.raises(UserError, match=name) as error:

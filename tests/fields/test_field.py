@@ -138,7 +138,7 @@ def test_a_field_is_rebuilt_from_its_state():
     again = Field.from_state(options, (23, 31), 2, field.state_dict())
     points = torch.rand(99, 2, dtype=torch.float64) * 23
     assert torch.equal(again(points).rows, field(points).rows)
-    shaped = Field.from_state(options, (23, 31), 2, field.layout())
+    shaped = Field.from_layout(options, (23, 31), 2, field.layout())
     assert [p.shape for p in shaped.parameters()] == [p.shape for p in field.parameters()]
 
 

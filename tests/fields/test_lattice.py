@@ -101,8 +101,8 @@ def poison(field: Field, points: torch.Tensor) -> tuple[int, int]:
         far = ~torch.isin(level.active_tiles, seen)
         hit, spared = hit + int(far.sum()), spared + int((~far).sum())
         for parameter in level.network.parameters():
-            if hasattr(parameter, "tile_of"):
-                slots = torch.tensor([parameter.tile_of(k) for k in range(len(parameter))], dtype=torch.long)
+            if getattr(level.network, "sparse", False):
+                slots = torch.tensor([level.network.tile_of(k) for k in range(len(parameter))], dtype=torch.long)
                 parameter[far[slots]] = float("nan")
             else:
                 parameter[far] = float("nan")

@@ -83,7 +83,7 @@ def test_state_and_layout_are_enough_to_build_it_again(wholly):
     cut = field.settle(leaving)[0]
     again = Field.from_state(options, SHAPE, 2, cut.state_dict())
     assert all(torch.equal(again.state_dict()[name], value) for name, value in cut.state_dict().items())
-    empty = Field.from_state(options, SHAPE, 2, cut.layout())
+    empty = Field.from_layout(options, SHAPE, 2, cut.layout())
     assert {n: (p.shape, p.requires_grad) for n, p in empty.named_parameters()} == {
         n: (p.shape, p.requires_grad) for n, p in cut.named_parameters()
     }

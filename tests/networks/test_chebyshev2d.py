@@ -139,8 +139,8 @@ def test_tile_of_names_the_tile_of_each_coefficient(counts):
     network.set_terms(torch.tensor(counts), index, torch.zeros(len(index)))
     expected = np.repeat(np.arange(4), counts).tolist()
     assert [network.tile_of(k) for k in range(len(index))] == expected
-    network.double()
-    assert [network.coefficients.tile_of(k) for k in range(len(index))] == expected  # what an error report asks
+    dense, _ = filled(False, degree=(2, 3))
+    assert [dense.tile_of(k) for k in range(4)] == list(range(4))  # what an error report asks of any row
 
 
 # --------------------------------------------------------------------------------------------------- saving and loading
@@ -153,7 +153,7 @@ def test_a_fresh_network_loads_terms_and_values_whatever_their_number(seed):
     fresh.load_state_dict(saved(network))
     assert np.array_equal(fresh.dense().detach().numpy(), expected)
     assert torch.equal(fresh.index, network.index) and torch.equal(fresh.offset, network.offset)
-    assert fresh.index.dtype == fresh.offset.dtype == torch.int32
+    assert fresh.index.dtype == torch.int16 and fresh.offset.dtype == torch.int32
     assert fresh.tile_of(0) == network.tile_of(0) and fresh.coefficients.requires_grad
 
 
@@ -166,6 +166,25 @@ def test_a_network_with_as_many_terms_elsewhere_loads_them_too():
     other.load_state_dict(saved(network))
     assert other.coefficients is parameter  # an optimizer keeps what it holds
     assert np.array_equal(other.dense().detach().numpy(), expected)
+
+
+@pytest.mark.parametrize("degree, dtype", [((126, 127), torch.int16), ((127, 128), torch.int32)])
+def test_places_are_numbered_by_the_smallest_type_that_holds_the_last(degree, dtype):
+    network = Chebyshev2D(1, 2, 2, degree=degree, sparse=True).double()
+    last = 2 * (degree[0] + 1) * (degree[1] + 1) - 1
+    network.set_terms(torch.tensor([1]), torch.tensor([last]), torch.ones(1))
+    assert network.index.dtype == dtype
+    assert network.dense()[0, 1, -1, -1] == 1 == network.lattice_coefficients(torch.tensor([0]))[-1, 1, 0, -1]
+
+
+def test_a_network_may_take_the_tensors_of_a_state_themselves():
+    network, expected = filled(True, degree=(3, 4))
+    with torch.device("meta"):
+        fresh = Chebyshev2D(4, 2, 2, degree=(3, 4), sparse=True)
+    fresh.load_state_dict(network.state_dict(), assign=True)
+    assert np.array_equal(fresh.dense().detach().numpy(), expected)
+    for name, value in fresh.state_dict().items():
+        assert value.data_ptr() == network.state_dict()[name].data_ptr()
 
 
 def test_a_network_inside_a_module_loads_its_terms():

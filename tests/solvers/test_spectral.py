@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from cases import SPARSE, field_of, mean_square, natural, reader, rendered
+from cases import SPARSE, field_of, mean_square, natural, on_ranks, reader, rendered
 from scipy.fft import dct, dctn, idctn
 
 from cpikan_hr.recipe import StartOptions
 from cpikan_hr.solvers import spectral
 from cpikan_hr.solvers.leaves import Size, sizes_of
-from cpikan_hr.solvers.spectral import Terms, fit_spectral, set_terms
+from cpikan_hr.solvers.spectral import fit_spectral, set_terms
+from cpikan_hr.solvers.terms import shared
 
 QUADTREE = [{"tile": [32, 16, 8], "overlap": 0.25, "network": SPARSE}]
 
@@ -93,7 +94,8 @@ def test_every_kept_term_exceeds_the_price_and_is_listed_once():
     terms = fit_spectral(field, 0, reader(picture), (50, 70), price, StartOptions(threshold=0))
     sizes, _ = sizes_of(field, 0)
     for size in sizes:
-        tiles, counts, index, values = terms[size.level].joined()
+        tiles, offset, index, values = (part.numpy() for part in terms[size.level].tensors())
+        counts = np.diff(offset)
         assert (np.diff(tiles) > 0).all() and counts.sum() == len(index) == len(values) and (counts > 0).all()
         m, n = index // size.pixels, index % size.pixels
         energy = [np.where(k == 0, size.pixels, size.pixels / 2) for k in (m, n)]  # of T_k over the pixels of a support
@@ -164,21 +166,26 @@ def test_unknown_pixels_do_not_disturb_the_known_of_a_smooth_picture():
     assert error[weight > 0].max() < 1e-2 and error.max() < 20
 
 
+@pytest.mark.parametrize("shifts", [0, 2])
 @pytest.mark.parametrize("levels", [[{"tile": 8, "overlap": 0.25, "network": SPARSE}], QUADTREE], ids=["8", "quadtree"])
-@pytest.mark.parametrize("shares", [2, 3])
-def test_shares_joined_are_one(levels, shares, monkeypatch):
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_the_terms_of_all_processes_are_those_of_one(levels, ranks, shifts, monkeypatch):
     monkeypatch.setattr(spectral, "BLOCK", 32 * 64)
     picture = natural("coffee")[:100, :75]
+    read, start = reader(picture, noise=np.full((100, 75), 3.0, np.float32)), StartOptions(threshold=3, shifts=shifts)
+
+    def fit_share(processes) -> dict:
+        field = field_of(levels, picture)
+        mine = fit_spectral(field, 0, read, (100, 75), 10.0, start, processes.rank, processes.ranks)
+        assert any(len(terms.tensors()[0]) for terms in mine.values())
+        set_terms(field, shared(mine, processes))
+        return field.state_dict()
+
     field = field_of(levels, picture)
-    one = fit_spectral(field, 0, reader(picture), (100, 75), 10.0, StartOptions(threshold=0))
-    together = {number: Terms.none() for number in one}
-    for share in reversed(range(shares)):
-        part = fit_spectral(field, 0, reader(picture), (100, 75), 10.0, StartOptions(threshold=0), share, shares)
-        assert any(len(found.tiles) for found in part.values())
-        for number, found in part.items():
-            together[number].add(found)
-    for number, found in one.items():
-        assert all(np.array_equal(a, b) for a, b in zip(found.joined(), together[number].joined(), strict=True))
+    set_terms(field, fit_spectral(field, 0, read, (100, 75), 10.0, start))
+    one = field.state_dict()
+    for state in on_ranks(fit_share, ranks):
+        assert all(torch.equal(state[name], value) for name, value in one.items())
 
 
 def test_the_blocks_do_not_matter(monkeypatch):

@@ -111,7 +111,7 @@ def test_the_processes_shares_give_what_one_gives(ranks, monkeypatch):
     state = {name: value.clone() for name, value in field.state_dict().items()}
 
     def swept(processes) -> dict:
-        mine = type(field).from_state(recipe.field, SHAPE, 3, state)
+        mine = type(field).from_layout(recipe.field, SHAPE, 3, state)
         sweep(mine, 0, recipe.field.levels[0], reader(picture), SHAPE, processes)
         return mine.state_dict()
 
@@ -127,7 +127,7 @@ def test_blocks_do_not_matter_to_a_sweep(monkeypatch):
     state, results = {name: value.clone() for name, value in field.state_dict().items()}, []
     for pixels in (sweeps.BLOCK, 16 * 16):
         monkeypatch.setattr(sweeps, "BLOCK", pixels)
-        mine = type(field).from_state(recipe.field, SHAPE, 3, state)
+        mine = type(field).from_layout(recipe.field, SHAPE, 3, state)
         sweep(mine, 0, recipe.field.levels[0], reader(picture), SHAPE, ALONE)
         results.append(error_of(mine, picture))
     assert results[0] == pytest.approx(results[1], rel=1e-2)
