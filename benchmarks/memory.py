@@ -75,7 +75,7 @@ def main() -> None:
         finally:
             shutil.rmtree(folder)
     sizes = list(result.values())
-    base, last = sizes[0 if len(sizes) < 3 else 1], sizes[-1]
+    base, last = result.get("4", sizes[0]), sizes[-1]
     stages = [name for name in base if not name.endswith("_mb")]
     growth = {name: round(last[name] / base[name], 2) for name in stages}
     print(json.dumps({"benchmark": "memory", "unit": "MB of peak RSS", "megapixels": result, "growth": growth}))

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -136,8 +137,13 @@ def test_a_checkpoint_on_a_full_disk(broken, stack, run, tmp_path, capfd):
 
 
 def test_a_new_run_on_a_full_disk_is_taken_away(stack, tmp_path, capfd):
-    line = refused(limited(train, 5000), train_words(stack, tmp_path / "new" / "run"), tmp_path, capfd)
+    line = refused(limited(train, 4000), train_words(stack, tmp_path / "new" / "run"), tmp_path, capfd)
     assert "start.safetensors: cannot be written" in line
+
+
+def test_a_start_whose_terms_find_no_room(stack, tmp_path, capfd):
+    line = refused(limited(train, 500), train_words(stack, tmp_path / "new" / "run"), tmp_path, capfd)
+    assert f"{tempfile.gettempdir()}: cannot be written" in line and "free some space" in line
 
 
 def test_the_field_at_the_end_on_a_full_disk(stack, run, capfd):
