@@ -75,7 +75,7 @@ def fringes(data: Path, case: str) -> dict:
         folders = [Path(folder) / name for name in ("12", "3")]
         for each in folders:
             each.mkdir()
-        known = PERIODS * 2e-3, [-0.1, 1.1]  # a height of 1 nm is a projector px
+        known = PERIODS * 2e-3, [0.0, 1.6]  # a height of 1 nm is a projector px
         whole = stack_of(folders[0], frames, known[0], steps, known[1])
         few = stack_of(folders[1], frames[:, ::4], known[0], steps[:, ::4], known[1])
         reference = heights(whole, calibrate(whole))
