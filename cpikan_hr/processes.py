@@ -1,5 +1,6 @@
 """The processes of one launch outside of training: who writes, who computes where, and how all stop when one fails."""
 
+import importlib
 import os
 import signal
 from collections.abc import Iterator
@@ -74,6 +75,9 @@ def launched() -> Iterator[Processes]:
     if ranks == 1:
         yield ALONE
         return
+    # As default arguments its functions keep the group that is there when they are imported, which meta tensors do: its
+    # threads would then go on after `destroy_process_group`, and may abort the process where the interpreter ends.
+    importlib.import_module("torch.distributed.nn.functional")
     torch.distributed.init_process_group("gloo")
     try:
         yield Processes(torch.distributed.get_rank(), ranks)

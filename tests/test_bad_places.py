@@ -285,6 +285,25 @@ def test_two_processes_render_the_file_of_one(suffix, run, tmp_path):
     assert one.read_bytes() == two.read_bytes() and not list(tmp_path.glob("*.part"))
 
 
+AFTERWARDS = """
+import sys
+from pathlib import Path
+from cpikan_hr.processes import launched
+from cpikan_hr.training.weights import load_field
+with launched() as processes:
+    load_field(sys.argv[1], mapped=True)
+    processes.gather(0)
+print(sorted(name for name in (path.read_text() for path in Path("/proc/self/task").glob("*/comm")) if "gloo" in name))
+"""
+
+
+def test_no_thread_of_a_launch_is_left_when_it_ends(run, tmp_path):
+    """One that is left and waits for the interpreter aborts the process now and then."""
+    (tmp_path / "afterwards.py").write_text(AFTERWARDS)
+    code, out, err = launch(str(tmp_path / "afterwards.py"), str(run))
+    assert (code, out.splitlines()) == (0, ["[]", "[]"]), err
+
+
 def ends(err: str) -> list[int]:
     """Exit codes of the ranks, from the launcher's report."""
     return [int(line.split(":")[1].split("(")[0]) for line in err.splitlines() if line.strip().startswith("exitcode")]
