@@ -145,8 +145,10 @@ def test_every_shipped_recipe_runs_and_ends_nearer_to_the_data_than_their_mean(p
         words += ["--problem.path", str(tmp_path / "in.png")]
     elif recipe.problem.stack.startswith("out/"):
         words += ["--problem.stack", str(synth(tmp_path / "stack", size=(70, 90), seed=2))]
-    elif not (request.config.rootpath / ".." / "shared" / "data" / "zernike_psi_12frame").is_dir():
-        pytest.skip("the mirror's frames are not in ../shared/data/zernike_psi_12frame")
+    else:
+        data = {"mirror": "zernike_psi_12frame", "fringe_projection": "cfpe_multifreq_psp"}[path.stem]
+        if not (request.config.rootpath / ".." / "shared" / "data" / data).is_dir():
+            pytest.skip(f"the recipe's frames are not in ../shared/data/{data}")
     assert train(words) == 0
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
