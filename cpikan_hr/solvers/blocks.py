@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cpikan_hr.fields import Field
 
-NOISY = 4.0  # times the block's median: a pixel with more noise counts as unknown
+NOISY = 8.0  # times the median around: a pixel with more noise counts as unknown
 
 ReadTarget = Callable[[int, int, int, int, int], tuple]  # y0, y1, x0, x1, stride -> values, weight, noise
 
@@ -67,7 +67,7 @@ def read_block(
     values, weight, noise = target(y0, y1, x0, x1, 1)
     known = weight > 0
     if noise is not None and known.any():  # one of these would hide what all others of its tile know
-        known &= noise <= NOISY * np.median(noise[known])
+        known &= noise <= NOISY * typical(noise, known, stride)
     planes = torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1))).to(device)
     if group:
         ys = torch.arange(y0, y1, dtype=torch.float64, device=device) + 0.5
@@ -88,6 +88,17 @@ def read_block(
         None if whole else torch.from_numpy(known[pick]).to(device),
         None if noise is None else torch.from_numpy(noise[pick].astype(np.float32)).to(device),
     )
+
+
+def typical(noise: np.ndarray, known: np.ndarray, cell: int) -> np.ndarray:
+    """The median noise of the known pixels in the cell x cell px around each pixel [h, w]; 0 where none is known."""
+    height, width = noise.shape
+    padded = np.pad(np.where(known, noise, np.nan), [(0, -height % cell), (0, -width % cell)], constant_values=np.nan)
+    rows, columns = padded.shape[0] // cell, padded.shape[1] // cell
+    cells = np.sort(padded.reshape(rows, cell, columns, cell).swapaxes(1, 2).reshape(rows, columns, -1))  # NaN last
+    middle = np.maximum((np.isfinite(cells).sum(-1, keepdims=True) - 1) // 2, 0)
+    medians = np.nan_to_num(np.take_along_axis(cells, middle, -1)[..., 0])
+    return medians.repeat(cell, 0).repeat(cell, 1)[:height, :width]
 
 
 def fill(values: np.ndarray, known: np.ndarray) -> np.ndarray:
