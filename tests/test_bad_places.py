@@ -301,7 +301,7 @@ def test_no_thread_of_a_launch_is_left_when_it_ends(run, tmp_path):
     """One that is left and waits for the interpreter aborts the process now and then."""
     (tmp_path / "afterwards.py").write_text(AFTERWARDS)
     code, out, err = launch(str(tmp_path / "afterwards.py"), str(run))
-    assert (code, out.splitlines()) == (0, ["[]", "[]"]), err
+    assert (code, "".join(out.split())) == (0, "[][]"), err  # two processes may share a line
 
 
 def ends(err: str) -> list[int]:
