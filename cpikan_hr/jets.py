@@ -96,19 +96,18 @@ class Jet(NamedTuple):
 # ---------------------------------------------------------------------------------------------------------------------
 # Compiled kernels and precision
 
-_compile = False
+_threads = 0  # those of torch for which kernels are compiled; 0: none are
+GRAPHS = 64  # of one function: one for every shape of layer and order; beyond torch's limit, 8, it would stop
 
 
 def compile_kernels(enabled: bool) -> None:
     """Switches every function marked `@kernel` to its `torch.compile`d version, or back.
 
     Only these pure functions are compiled, so the hooks of DDP, FSDP2 and ZeRO stay outside every compiled graph.
+    A graph belongs to one number of threads: pieces of work side by side (see `parallel.py`) stay eager.
     """
-    global _compile
-    if enabled:
-        # One graph per shape of layer and order: the default limit of 8 would silently fall back to eager code.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    _compile = enabled
+    global _threads
+    _threads = torch.get_num_threads() if enabled else 0
 
 
 def kernel(function: Callable) -> Callable:
@@ -121,10 +120,12 @@ def kernel(function: Callable) -> Callable:
 
     @wraps(function)
     def dispatch(*args):
-        if not _compile:
+        if not _threads or torch.get_num_threads() != _threads:
             return function(*args)
         if not compiled:
             compiled.append(torch.compile(function, dynamic=True, fullgraph=True))
+        if torch._dynamo.config.recompile_limit < GRAPHS:  # torch keeps its settings per thread
+            torch._dynamo.config.recompile_limit = GRAPHS
         for arg in args:
             if isinstance(arg, Tensor):
                 torch._dynamo.mark_static(arg, arg.dim() - 1)

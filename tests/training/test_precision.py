@@ -58,7 +58,10 @@ def losses(run: Path) -> list[float]:
 
 
 def test_a_compiled_run_gives_the_losses_of_an_eager_one(picture, tmp_path):
+    """One level of the recipe's: every shape of layer is a graph of its own, and a graph takes seconds."""
+    level = '[{"tile": 32, "network": {"kind": "cpikan", "hidden": [4], "degree": 3}}]'
     recipe, options = "image_progressive", ["--problem.path", str(picture), "--problem.laplacian", "0.1"]
+    options += ["--field.levels", level]
     run_here(words(recipe, tmp_path / "eager", *options))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
