@@ -84,6 +84,7 @@ def make_accelerator(
             options["kwargs_handlers"] = [*options.get("kwargs_handlers", ()), InitProcessGroupKwargs(backend="gloo")]
         operators.set_environment()
         operators.refuse_stale_locks()
+        operators.ask_the_processor_once()
         _refuse_missing_libaio(config)
         plugin = DeepSpeedPlugin(hf_ds_config=_complete(config, precision, accumulate, clip, offload_folder))
         accelerator = Accelerator(mixed_precision="no", deepspeed_plugin=plugin, **options)

@@ -11,6 +11,7 @@ Invariant: one folder. `TORCH_EXTENSIONS_DIR` names it; where that is unset, a s
 import os
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -30,6 +31,16 @@ def set_environment() -> None:
     scripts = str(Path(sys.executable).parent)  # `.venv/bin/accelerate` runs without an activated environment
     if scripts not in os.environ.get("PATH", "").split(os.pathsep):
         os.environ["PATH"] = scripts + os.pathsep + os.environ.get("PATH", "")
+
+
+def ask_the_processor_once() -> None:
+    """DeepSpeed asks what processor this is for every operator it loads, and each answer takes a process a second."""
+    try:
+        import cpuinfo
+    except ImportError:  # DeepSpeed brings it
+        return
+    if not hasattr(cpuinfo.get_cpu_info, "cache_info"):
+        cpuinfo.get_cpu_info = cache(cpuinfo.get_cpu_info)
 
 
 def folder() -> Path:
@@ -91,6 +102,7 @@ def build() -> None:
     os.environ.setdefault("MAX_JOBS", str(os.cpu_count() or 1))
     folder().mkdir(parents=True, exist_ok=True)
     refuse_stale_locks()
+    ask_the_processor_once()
     from deepspeed.ops.op_builder.cpu import AsyncIOBuilder, CPUAdamBuilder, PinMemoryBuilder, ShareMemCommBuilder
 
     builders = (CPUAdamBuilder, ShareMemCommBuilder, PinMemoryBuilder, AsyncIOBuilder)
