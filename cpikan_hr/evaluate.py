@@ -11,10 +11,10 @@ from skimage.metrics import structural_similarity
 
 from cpikan_hr.data.source import Source
 from cpikan_hr.errors import UserError
-from cpikan_hr.fields import Field, Level
+from cpikan_hr.fields import Field, Level, pixel_axis
 from cpikan_hr.parallel import in_threads
 from cpikan_hr.problems.surface import surface_figures
-from cpikan_hr.render import valid_pixels
+from cpikan_hr.quantities import stack_mask
 from cpikan_hr.runtime import peak_rss_mb
 from cpikan_hr.training.weights import Trained
 
@@ -77,27 +77,29 @@ def surface(trained: Trained, remove: str = "plane") -> dict:
     if about["unit"] != "nm":
         return {}
     height, width = about["shape"]
-    xs = torch.arange(width, dtype=torch.float64) + 0.5
-    rows, valid = max(1, STRIP // width), valid_pixels(recipe)
+    rows, inside = max(1, STRIP // width), stack_mask(recipe)
+
+    def strip(y0: int) -> tuple[int, np.ndarray]:
+        y1 = min(y0 + rows, height)
+        heights = field.pixels(y0, y1, 0, width)[0].cpu().numpy()
+        return y0, heights if inside is None else np.where(inside(pixel_axis(y0, y1), xs), heights, np.nan)
+
+    xs = pixel_axis(0, width)
 
     def heights() -> Iterator[tuple[int, np.ndarray]]:
-        for y0 in range(0, height, rows):
-            ys = torch.arange(y0, min(y0 + rows, height), dtype=torch.float64) + 0.5
-            strip = field.lattice(ys.to(field.device), xs.to(field.device))[0, 0].cpu().numpy()
-            yield y0, strip if valid is None else np.where(valid(ys, xs), strip, np.nan)
+        with closing(in_threads(strip, range(0, height, rows), field.device)) as strips:
+            yield from strips
 
     return surface_figures(heights, (height, width), remove) | {"removed": remove}
 
 
 def strips(field: Field, reference: Source, shape: tuple[int, int], halo: int):
     """Yields (rows of halo above, truth, value), float32 [h, W, C], over strips of the frame."""
-    xs = torch.arange(shape[1], dtype=torch.float64, device=field.device) + 0.5
     height = max(2 * HALO + 1, STRIP // shape[1])
 
     def compare(start: int) -> tuple[tuple[int, int], np.ndarray, np.ndarray]:
         y0, y1 = max(0, start - halo), min(shape[0], start + height + halo)
-        ys = torch.arange(y0, y1, dtype=torch.float64, device=field.device) + 0.5
-        value = field.lattice(ys, xs)[0].permute(1, 2, 0).cpu().numpy()
+        value = field.pixels(y0, y1, 0, shape[1]).permute(1, 2, 0).cpu().numpy()
         truth = reference.read(y0, y1, 0, shape[1]).astype(np.float32)
         return (start - y0, min(height, shape[0] - start)), truth, value
 

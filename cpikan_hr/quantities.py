@@ -7,11 +7,14 @@ the nearest one.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cpikan_hr.data.orientation import OrientedStack
+from cpikan_hr.data.stack import open_stack
 from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Field
 from cpikan_hr.problems import Interferometry, build_problem
@@ -19,6 +22,7 @@ from cpikan_hr.recipe import Recipe
 from cpikan_hr.solvers.uncertainty import calibrate, standard_deviation
 from cpikan_hr.training.weights import Trained
 
+Mask = Callable[[Tensor, Tensor], np.ndarray]  # ascending float64 coordinates -> bool [h, w]
 ORDERS = {"value": ("value", ""), "gradient": ("gradient", " / px"), "laplacian": ("laplacian", " / px^2")}
 NAMES = (*ORDERS, "sigma", *Interferometry.maps)
 
@@ -60,9 +64,7 @@ def quantity_of(trained: Trained, name: str) -> Quantity:
         return Quantity(about["unit"], 1, _nearest(window_of, shape))
 
     def data_of(window):
-        y0, y1, x0, x1 = window
-        ys, xs = (torch.arange(a, b, dtype=torch.float64) + 0.5 for a, b in ((y0, y1), (x0, x1)))
-        return problem.map(name, window, evaluate_field(field, ys, xs, "value"))
+        return problem.map(name, window, field.pixels(*window).permute(1, 2, 0).cpu().numpy())
 
     channels = problem.stack.J if name in ("background", "modulation") else 1
     return Quantity(problem.maps[name], channels, _nearest(data_of, shape), np.uint8 if name == "valid" else np.float32)
@@ -73,6 +75,21 @@ def evaluate_field(field: Field, ys: Tensor, xs: Tensor, quantity: str) -> np.nd
     rows = field.lattice(ys.to(field.device), xs.to(field.device), quantity)
     planes = torch.cat([rows[1], rows[2]]) if quantity == "gradient" else rows[0 if quantity == "value" else 3]
     return planes.permute(1, 2, 0).cpu().numpy()
+
+
+def known_pixels(trained: Trained) -> Mask:
+    """Where the frames tell the height, at the pixels nearest to output coordinates."""
+    known = quantity_of(trained, "valid").block
+    return lambda ys, xs: known(ys, xs)[..., 0] > 0
+
+
+def stack_mask(recipe: Recipe) -> Mask | None:
+    """The stack's mask at the pixels nearest to output coordinates; None where the stack is gone, and of pictures."""
+    options = recipe.problem
+    if options.kind != "interferometry" or not Path(options.stack).exists():
+        return None
+    stack = OrientedStack(open_stack(options.stack), options.rotate, options.flip)
+    return _nearest(lambda window: stack.mask(*window), stack.shape)
 
 
 def knows_sigma(recipe: Recipe) -> bool:

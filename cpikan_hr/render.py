@@ -10,13 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cpikan_hr.data.orientation import OrientedStack
-from cpikan_hr.data.stack import open_stack
 from cpikan_hr.data.writers import MapWriter
 from cpikan_hr.errors import UserError
 from cpikan_hr.parallel import in_threads
 from cpikan_hr.processes import ALONE, Processes
-from cpikan_hr.quantities import Quantity, quantity_of
+from cpikan_hr.quantities import Quantity, known_pixels, quantity_of, stack_mask
 from cpikan_hr.training.weights import Trained
 
 STRIP = 2**20  # output pixels of one strip
@@ -62,11 +60,7 @@ def render(trained: Trained, out: Path, *, region: str | None = None, scale: flo
         raise UserError(f"--scale {scale}: more than {MAX_SIDE} pixels on a side; render regions one by one")
     ys, xs = coordinates(y0, y1, scale), coordinates(x0, x1, scale)
     shown = quantity_of(trained, quantity)
-    if mask == "valid" and quantity != "valid":
-        known = quantity_of(trained, "valid").block
-        valid = lambda ys, xs: known(ys, xs)[..., 0] > 0  # noqa: E731
-    else:
-        valid = valid_pixels(recipe) if quantity != "valid" else None
+    valid = None if quantity == "valid" else known_pixels(trained) if mask == "valid" else stack_mask(recipe)
     picture = quantity == "value" and about["unit"] == "grey levels" or quantity == "valid"
     dtype = np.dtype(about.get("dtype", "uint8")) if picture and quantity == "value" else np.dtype(shown.dtype)
     if shown.unit.startswith(about["unit"]):
@@ -132,17 +126,3 @@ def _limits(shown: Quantity, ys: torch.Tensor, xs: torch.Tensor, factor: float) 
     known = rows[np.isfinite(rows)]
     low, high = np.percentile(known, [0.1, 99.9]) if known.size else (0.0, 1.0)
     return float(low) * factor, float(high) * factor
-
-
-def valid_pixels(recipe):
-    """The stack's mask at the pixels nearest to output coordinates, as a function; None where the stack is gone."""
-    if recipe.problem.kind != "interferometry" or not Path(recipe.problem.stack).exists():
-        return None
-    stack = OrientedStack(open_stack(recipe.problem.stack), recipe.problem.rotate, recipe.problem.flip)
-
-    def valid(ys: torch.Tensor, xs: torch.Tensor) -> np.ndarray:
-        iy, ix = ys.long().clamp(0, stack.shape[0] - 1).numpy(), xs.long().clamp(0, stack.shape[1] - 1).numpy()
-        window = stack.mask(int(iy[0]), int(iy[-1]) + 1, int(ix[0]), int(ix[-1]) + 1)
-        return window[iy - iy[0]][:, ix - ix[0]]
-
-    return valid

@@ -49,8 +49,7 @@ def test_background_and_modulation_are_the_scene_s(run, tmp_path):
 
 def test_the_residual_is_the_noise(run, tmp_path):
     residual = rendered(run, tmp_path, "residual")
-    # of 16 frames 8 are used up by A and B of four wavelengths
-    assert np.sqrt(np.square(residual).mean()) == pytest.approx(2.0 * np.sqrt(8 / 16), rel=0.05)
+    assert np.sqrt(np.square(residual).mean()) == pytest.approx(2.0, rel=0.05)
 
 
 def test_two_thirds_of_the_errors_lie_within_sigma(run, tmp_path):

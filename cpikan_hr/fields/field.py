@@ -133,6 +133,11 @@ class Field(nn.Module):
         out = out[..., : len(xs)].transpose(1, 2)
         return torch.einsum("rkhw,kc->rchw", out, self.mix) if channels > 1 else out
 
+    def pixels(self, y0: int, y1: int, x0: int, x1: int, groups: int | None = None, stride: int = 1) -> Tensor:
+        """Values [C, h, w] at every stride-th pixel centre of a window, of the recipe's first `groups` levels."""
+        ys, xs = (pixel_axis(low, high, self.device, stride) for low, high in ((y0, y1), (x0, x1)))
+        return self.lattice(ys, xs, groups=groups)[0]
+
     def parts(self, group: list[int]) -> list[Level]:
         """The levels of these numbers, each followed by its tiles that have settled."""
         settled = {int(k): level for k, level in self.settled.items()}
@@ -198,6 +203,11 @@ class Field(nn.Module):
     def count_parameters(self) -> int:
         """Fitted numbers of all levels."""
         return sum(level.count_parameters() for level in (*self.levels, *self.settled.values()))
+
+
+def pixel_axis(low: int, high: int, device: torch.device | str = "cpu", stride: int = 1) -> Tensor:
+    """Coordinates, float64, of the centres of pixels low, low + stride, ... below high."""
+    return torch.arange(low, high, stride, dtype=torch.float64, device=device) + 0.5
 
 
 def _active_tiles(state: dict[str, Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:

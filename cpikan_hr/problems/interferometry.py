@@ -25,6 +25,7 @@ from cpikan_hr.problems.noise import Noise, Weighing
 from cpikan_hr.problems.phases import Demodulator
 from cpikan_hr.recipe import InterferometryProblem
 
+MAPPED = 2**16  # pixels whose frames are looked at together
 REWEIGHTED = 2  # times that samples which do not fit are weighed down, with `robust`
 
 
@@ -73,11 +74,7 @@ class Interferometry(Problem):
 
     def loss(self, jet: Jet, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         _, _, residual, weight = self.fringes(jet.value[:, 0], batch["frames"], batch["weight"])
-        usable = weight > 0
-        freedom = ((usable.sum(2) - 2) * usable.any(2)).sum(1)  # A and B are fitted to every wavelength
-        known = freedom > 0
-        freedom = freedom.clamp_min(1)
-        error = known * (usable * residual.square()).sum((1, 2)) / freedom
+        error, known, freedom = self._mean_squared(residual, weight)
         chi_squared = known * self._penalty(residual * weight.sqrt()).sum((1, 2)) / freedom
         return chi_squared + known * self.prior.penalty(jet), error
 
@@ -109,20 +106,35 @@ class Interferometry(Problem):
     def map(self, name: str, window: Window, values: np.ndarray) -> np.ndarray:
         y0, y1, x0, x1 = window
         if name == "valid":
-            rows = strip_rows(y1 - y0, x1 - x0, 1)
-            parts = [self._target(y, min(y + rows, y1), x0, x1, 1).weight for y in range(y0, y1, rows)]
-            return 255 * np.concatenate(parts)[..., None]
+            return 255 * self.target(*window).weight[..., None]
+        rows = max(1, MAPPED // (x1 - x0))
+        strips = [(y, min(y + rows, y1)) for y in range(y0, y1, rows)]
+        return np.concatenate([self._map(name, (a, b, x0, x1), values[a - y0 : b - y0]) for a, b in strips])
+
+    def _map(self, name: str, window: Window, values: np.ndarray) -> np.ndarray:
+        y0, y1, x0, x1 = window
         iy, ix = (a.ravel() for a in np.mgrid[y0:y1, x0:x1])
-        batch = {key: torch.from_numpy(value) for key, value in self.samples(y0, y1, x0, x1, iy, ix).items()}
+        batch = {key: torch.from_numpy(np.ascontiguousarray(v)) for key, v in self.samples(*window, iy, ix).items()}
         height = torch.from_numpy(np.ascontiguousarray(values[..., 0], np.float32)).flatten()
         background, modulation, residual, weight = self.fringes(height, batch["frames"], batch["weight"])
-        usable = weight > 0
         if name == "residual":
-            each = (residual.square() * usable).sum((1, 2)) / usable.sum((1, 2)).clamp_min(1)
-            out = torch.where(usable.any(2).any(1), each.sqrt(), torch.nan)[:, None]
+            squared, known = self._mean_squared(residual, weight)[:2]
+            out = torch.where(known, squared.sqrt(), torch.nan)[:, None]
         else:
-            out = torch.where(usable.any(2), background if name == "background" else modulation, torch.nan)
+            out = torch.where((weight > 0).any(2), background if name == "background" else modulation, torch.nan)
         return out.reshape(y1 - y0, x1 - x0, -1).numpy()
+
+    @staticmethod
+    def _mean_squared(residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Squared residual [n] over its degrees of freedom, which pixels have any, and how many.
+
+        Its expectation at the true height is the variance of a sample.
+        """
+        usable = weight > 0
+        freedom = ((usable.sum(2) - 2) * usable.any(2)).sum(1)  # A and B are fitted to every wavelength
+        known = freedom > 0
+        freedom = freedom.clamp_min(1)
+        return known * (usable * residual.square()).sum((1, 2)) / freedom, known, freedom
 
     def _penalty(self, deviation: Tensor) -> Tensor:
         """Squared deviations (in standard deviations); with `robust`, Huber's: linear beyond the threshold."""

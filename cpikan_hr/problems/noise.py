@@ -45,26 +45,33 @@ class Weighing:
 
     def demodulate(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Background, modulation, phase / 2 pi and weight [J, n] of frames [J, K, n] in their native dtype."""
-        return self._solve(frames)[0]
+        good, values = self._good(frames), frames.astype(self.demodulator.dtype)
+        if self.noise is not None and self.noise.gain:
+            return self.demodulator.demodulate(values, self._by_level(values, good))
+        *answer, weight = self.demodulator.demodulate(values, good)
+        return (*answer, weight if self.noise is None else weight * self._same)
 
     def weights(self, frames: np.ndarray) -> np.ndarray:
         """Inverse variance [J, K, n] of each sample, 0 where it is clipped or there is no such frame."""
-        weights = self._solve(frames)[1]
+        good = self._good(frames)
+        if self.noise is not None and self.noise.gain:
+            weights = self._by_level(frames.astype(self.demodulator.dtype), good)
+        else:
+            weights = (1 if good is None else good) * (1 if self.noise is None else self._same)
         present = self.demodulator.present[..., None].astype(self.demodulator.dtype)
         return np.broadcast_to(present * weights, frames.shape)
 
-    def _solve(self, frames: np.ndarray):
-        demodulator, dtype = self.demodulator, self.demodulator.dtype
-        good = None if self.bit_depth is None else usable(frames, self.bit_depth, demodulator.present)
-        frames = frames.astype(dtype)
-        weights = None if good is None else good.astype(dtype)
-        answer = demodulator.demodulate(frames, weights)
-        if self.noise is None:
-            return answer, 1 if weights is None else weights
-        if self.noise.gain:
-            # The variance follows the level that was fitted: by the sample's own noise dark ones would weigh more.
-            inverse = 1 / self.noise.variance(demodulator.levels(*answer[:3]))
-            weights = inverse if weights is None else inverse * weights
-            return demodulator.demodulate(frames, weights), weights
-        same = dtype(1 / self.noise.variance(0.0))
-        return (*answer[:3], answer[3] * same), same if weights is None else weights * same
+    def _good(self, frames: np.ndarray) -> np.ndarray | None:
+        """1 where a sample is not clipped, 0 where it is; None where none is."""
+        good = None if self.bit_depth is None else usable(frames, self.bit_depth, self.demodulator.present)
+        return None if good is None else good.astype(self.demodulator.dtype)
+
+    @property
+    def _same(self) -> np.floating:
+        return self.demodulator.dtype(1 / self.noise.variance(0.0))
+
+    def _by_level(self, values: np.ndarray, good: np.ndarray | None) -> np.ndarray:
+        """The variance follows the level that is fitted: by the sample's own noise dark ones would weigh more."""
+        fitted = self.demodulator.levels(*self.demodulator.demodulate(values, good)[:3])
+        inverse = 1 / self.noise.variance(fitted)
+        return inverse if good is None else inverse * good

@@ -4,7 +4,7 @@ Invariant: memory depends on the width of the map and on the side of the block m
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,19 +12,16 @@ import numpy as np
 import torch
 
 from cpikan_hr.data.source import Source
-from cpikan_hr.jets import Jet
+from cpikan_hr.fields import pixel_axis
 from cpikan_hr.parallel import in_threads
-from cpikan_hr.problems import Problem, build_problem
-from cpikan_hr.problems.base import pixel_centres
-from cpikan_hr.quantities import knows_sigma, quantity_of
+from cpikan_hr.problems import Interferometry, Problem, build_problem
+from cpikan_hr.quantities import knows_sigma, quantity_of, stack_mask
 from cpikan_hr.recipe import Recipe
-from cpikan_hr.render import valid_pixels
 from cpikan_hr.report.pyramid import shrink
 from cpikan_hr.training.weights import Trained
 
 SIDE = 1000  # pixels of a block map
 STRIP = 2**19  # pixels of one strip
-CHUNK = 2**16  # pixels whose frames are compared at a time
 
 
 class Strip(NamedTuple):
@@ -45,6 +42,11 @@ def data_of(recipe: Recipe) -> Problem | None:
     return None if place is not None and not Path(place).exists() else build_problem(recipe)
 
 
+def has_frames(problem: Problem | None) -> bool:
+    """Whether there are frames to compare the field with."""
+    return isinstance(problem, Interferometry)
+
+
 def block_of(shape: tuple[int, int]) -> int:
     """Side of a block in px."""
     return -(-max(shape) // SIDE)
@@ -56,16 +58,15 @@ def strips(trained: Trained, problem: Problem | None, reference: Source | None) 
     height, width = about["shape"]
     block = block_of((height, width))
     rows = block * max(1, STRIP // (width * block))
-    xs = torch.arange(width, dtype=torch.float64) + 0.5
-    valid = valid_pixels(recipe)
-    residuals = residuals_of(problem)
-    order = problem.order if residuals else "value"
-    deviation = quantity_of(trained, "sigma").block if problem is not None and knows_sigma(recipe) else None
+    xs = pixel_axis(0, width)
+    valid = stack_mask(recipe)
+    framed = has_frames(problem)
+    residuals = quantity_of(trained, "residual").block if framed else None
+    deviation = quantity_of(trained, "sigma").block if framed and knows_sigma(recipe) else None
 
     def strip(y0: int) -> Strip:
-        ys = torch.arange(y0, min(y0 + rows, height), dtype=torch.float64) + 0.5
-        jet = field.lattice(ys.to(field.device), xs.to(field.device), order)
-        value = jet[0].permute(1, 2, 0).cpu().numpy()
+        ys = pixel_axis(y0, min(y0 + rows, height))
+        value = field.pixels(y0, y0 + len(ys), 0, width).permute(1, 2, 0).cpu().numpy()
         outside = None if valid is None else ~valid(ys, xs)
         sigma = None if deviation is None else deviation(ys, xs)
         error = residual = None
@@ -73,41 +74,15 @@ def strips(trained: Trained, problem: Problem | None, reference: Source | None) 
             truth = reference.read(y0, y0 + len(ys), 0, width).astype(np.float32)
             error = shrink((value - truth).mean(axis=2, keepdims=True), block)
         if residuals:
-            residual = np.sqrt(shrink(residuals(jet, y0, width, outside), block))
+            squared = np.square(residuals(ys, xs) / np.float32(recipe.problem.noise))
+            if outside is not None:
+                squared[outside] = np.nan
+            residual = np.sqrt(shrink(squared, block))
         if outside is not None:
             value = np.where(outside[..., None], np.float32(np.nan), value)
         return Strip(y0, value, shrink(value, block), error, residual, None if sigma is None else shrink(sigma, block))
 
     yield from in_threads(strip, range(0, height, rows), field.device)
-
-
-def residuals_of(problem: Problem | None) -> Callable | None:
-    """A function (jet rows [R, C, h, W], y0, W, outside) -> mean squared residual over the noise [h, W, 1], or None.
-
-    Pictures have none: what their field leaves is the error already.
-    """
-    noise = getattr(getattr(problem, "options", None), "noise", None)
-    if noise is None:
-        return None
-
-    def residuals(jet: torch.Tensor, y0: int, width: int, outside: np.ndarray | None) -> np.ndarray:
-        height = jet.shape[2]
-        out = np.empty((height, width, 1), np.float32)
-        step = max(1, CHUNK // width)
-        for top in range(0, height, step):
-            part = slice(top, min(top + step, height))
-            iy, ix = (a.ravel() for a in np.mgrid[y0 + part.start : y0 + part.stop, 0:width])
-            samples = problem.samples(y0 + part.start, y0 + part.stop, 0, width, iy, ix)
-            batch = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in samples.items()}
-            batch["points"] = pixel_centres(iy, ix)
-            rows = jet[:, :, part].flatten(2).transpose(1, 2).cpu()
-            _, error = problem.loss(Jet(rows, problem.order, 2), batch)
-            out[part] = (error / noise**2).reshape(-1, width, 1).numpy()
-        if outside is not None:
-            out[outside] = np.nan
-        return out
-
-    return residuals
 
 
 def precision(trained: Trained) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 from cpikan_hr.data.source import Source
 from cpikan_hr.problems import Problem
 from cpikan_hr.quantities import knows_sigma
-from cpikan_hr.report.layers import block_of, precision, residuals_of
+from cpikan_hr.report.layers import block_of, has_frames, precision
 from cpikan_hr.report.pyramid import QUALITY, MapTiles, PictureTiles
 from cpikan_hr.training.weights import Trained
 
@@ -60,13 +60,13 @@ def planned(trained: Trained, problem: Problem | None, reference: Source | None)
         layers.append(Layer("error", "Error", unit=unit, colours="RdBu_r", note=note, **size))
     else:
         missing["Error"] = "no reference is known"
-    if residuals_of(problem):
+    if has_frames(problem):
         noise = f"{problem.options.noise:g} grey levels"
         note = f"Root mean square{of}, in units of the noise of {noise}: 1 is the noise alone."
         layers.append(Layer("residual", "Residual of the frames", unit="\u03c3", colours="magma", note=note, **size))
     elif kind == "interferometry":
         missing["Residual of the frames"] = "the stack is not there any more"
-    if problem is not None and knows_sigma(trained.recipe):
+    if has_frames(problem) and knows_sigma(trained.recipe):
         note = f"Standard deviation of each pixel{', mean' + of if of else ''}."
         layers.append(Layer("sigma", "Uncertainty", unit=unit, colours="magma", note=note, **size))
     elif kind == "interferometry":

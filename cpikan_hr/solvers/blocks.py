@@ -70,9 +70,7 @@ def read_block(
         known &= noise <= NOISY * typical(noise, known, stride)
     planes = torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1))).to(device)
     if group:
-        ys = torch.arange(y0, y1, dtype=torch.float64, device=device) + 0.5
-        xs = torch.arange(x0, x1, dtype=torch.float64, device=device) + 0.5
-        planes = planes - field.lattice(ys, xs, groups=group)[0]
+        planes = planes - field.pixels(y0, y1, x0, x1, group)
     if len(planes) > 1:
         planes = torch.einsum("khw,ck->chw", planes, field.mix)
     whole = bool(known.all())

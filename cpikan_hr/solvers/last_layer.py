@@ -98,9 +98,8 @@ def fit_row(
         values, weight, _ = target(rows.low, rows.high, columns.low, columns.high, read)
         residual = torch.from_numpy(values).to(device)
         if group:
-            ys = torch.arange(rows.low, rows.high, read, dtype=torch.float64, device=device) + 0.5
-            xs = torch.arange(columns.low, columns.high, read, dtype=torch.float64, device=device) + 0.5
-            residual = residual - field.lattice(ys, xs, groups=group)[0].movedim(0, -1)
+            above = field.pixels(rows.low, rows.high, columns.low, columns.high, group, read)
+            residual = residual - above.movedim(0, -1)
         residual = residual @ field.mix.T
         pick = (rows.index[0][:, None], columns.index[:, None, :])  # [Py, 1] and [t, 1, Px]: blocks [t, Py, Px]
         inside = rows.inside[0][:, None] & columns.inside[:, None, :]

@@ -10,7 +10,7 @@ from contextlib import closing
 import torch
 from torch import Tensor
 
-from cpikan_hr.fields import Field
+from cpikan_hr.fields import Field, pixel_axis
 from cpikan_hr.fields.region import lattice_windows
 from cpikan_hr.parallel import in_threads
 from cpikan_hr.processes import Processes
@@ -57,7 +57,7 @@ def tile_errors(
 
     def compare(corner: tuple[int, int]) -> list[tuple[int, Tensor, Tensor]]:
         (y0, x0), (y1, x1) = corner, (min(n + SIDE, size) for n, size in zip(corner, shape, strict=True))
-        ys, xs = (torch.arange(a, b, dtype=torch.float64, device=device) + 0.5 for a, b in ((y0, y1), (x0, x1)))
+        ys, xs = (pixel_axis(low, high, device) for low, high in ((y0, y1), (x0, x1)))
         seen = {}
         for k in numbers:
             tiles, rows, columns = lattice_windows(field.levels[k].tile_grid, ys, xs)
@@ -67,7 +67,7 @@ def tile_errors(
         if not seen:
             return []
         values, weight, _ = target(y0, y1, x0, x1, 1)
-        error = field.lattice(ys, xs, groups=groups)[0] - torch.from_numpy(values).to(device).movedim(-1, 0)
+        error = field.pixels(y0, y1, x0, x1, groups) - torch.from_numpy(values).to(device).movedim(-1, 0)
         known = torch.from_numpy(weight > 0).to(device)
         planes = torch.stack([error.double().square().mean(0) * known, known.double()])
         return [(k, slots, rows @ planes @ columns.T) for k, (slots, rows, columns) in seen.items()]

@@ -287,14 +287,12 @@ def mean_squared_error(
     """Over the known pixels and channels, of the recipe's first `groups` levels."""
     device = field.mix.device
     sums = torch.zeros(2, dtype=torch.float64, device=device)
-    xs = torch.arange(shape[1], dtype=torch.float64, device=device) + 0.5
     rows = max(8, STRIP // shape[1])
 
     def compare(start: int) -> tuple[float, int]:
         stop = min(start + rows, shape[0])
         values, weight, _ = target(start, stop, 0, shape[1], 1)
-        ys = torch.arange(start, stop, dtype=torch.float64, device=device) + 0.5
-        error = field.lattice(ys, xs, groups=groups)[0] - torch.from_numpy(values).to(device).movedim(-1, 0)
+        error = field.pixels(start, stop, 0, shape[1], groups) - torch.from_numpy(values).to(device).movedim(-1, 0)
         known = torch.from_numpy(weight > 0).to(device)
         return float((error.square().sum(0) * known).sum(dtype=torch.float64)), int(known.sum()) * len(error)
 

@@ -66,8 +66,7 @@ def _ratios(
 
     def simulated(y0: int, y1: int, x0: int, x1: int, stride: int, noisy: bool = True) -> tuple:
         _, weight, noise = target(y0, y1, x0, x1, stride)
-        ys, xs = (torch.arange(a, b, stride, dtype=torch.float64) + 0.5 for a, b in ((y0, y1), (x0, x1)))
-        values = field.lattice(ys.to(field.device), xs.to(field.device))[0].permute(1, 2, 0).cpu().numpy()
+        values = field.pixels(y0, y1, x0, x1, stride=stride).permute(1, 2, 0).cpu().numpy()
         if noisy:
             values = values + noise[..., None] * rng.standard_normal(values.shape, np.float32)
         return values, weight, noise

@@ -18,7 +18,7 @@ from accelerate.utils import DistributedType
 
 from cpikan_hr.data.sampling import Draw, PixelSampler
 from cpikan_hr.errors import Interrupted, UserError
-from cpikan_hr.fields import Field, Region
+from cpikan_hr.fields import Field, Region, pixel_axis
 from cpikan_hr.files import created_folder, write_text
 from cpikan_hr.jets import compile_kernels
 from cpikan_hr.mapped import in_memory
@@ -318,8 +318,7 @@ def active_levels(recipe: Recipe, step: int) -> int | None:
 def held(region: Region, draw: Draw) -> np.ndarray:
     """Which of the pixels of a draw lie in a region, bool [n]."""
     y0, y1, x0, x1 = draw.window
-    ys, xs = (torch.arange(a, b, dtype=torch.float64) + 0.5 for a, b in ((y0, y1), (x0, x1)))
-    return region.lattice(ys, xs).numpy()[draw.iy - y0, draw.ix - x0]
+    return region.lattice(pixel_axis(y0, y1), pixel_axis(x0, x1)).numpy()[draw.iy - y0, draw.ix - x0]
 
 
 def read_batch(

@@ -36,7 +36,8 @@ def test_frames_in_another_order_are_recognised_and_the_order_is_named(case, noi
 @pytest.mark.parametrize(("noise", "rms"), [(0, 0.0), (10, 0.0), (2, 0.2), (0, 0.3)])
 def test_noise_and_wrong_steps_are_not_taken_for_another_order(noise, rms, tmp_path):
     frames = wafer((200, 240), wrong_steps(4, 4, seed=4, rms=rms), noise=noise)[1]
-    calibrate(open_stack(write_stack(tmp_path, frames, WAVELENGTHS, full_turn(4, 4), **KEYS)))
+    found = calibrate(open_stack(write_stack(tmp_path, frames, WAVELENGTHS, full_turn(4, 4), **KEYS)))
+    assert np.array_equal(found.steps, full_turn(4, 4)) and found.harmonic is None
 
 
 def test_both_entry_points_refuse_with_one_line(tmp_path, capfd):
@@ -69,4 +70,5 @@ def test_heights_repeat_where_all_wavelengths_fit_a_whole_number_of_times():
 
 def test_random_pixels_are_not_explained_by_any_order(tmp_path):
     frames = np.random.default_rng(0).integers(1, 255, (4, 4, 50, 60), dtype=np.uint8)
-    calibrate(open_stack(write_stack(tmp_path, frames, WAVELENGTHS, full_turn(4, 4), **KEYS)))
+    found = calibrate(open_stack(write_stack(tmp_path, frames, WAVELENGTHS, full_turn(4, 4), **KEYS)))
+    assert np.array_equal(found.steps, full_turn(4, 4)) and found.harmonic is None
