@@ -61,7 +61,6 @@ def strips(trained: Trained, problem: Problem | None, reference: Source | None) 
     xs = pixel_axis(0, width)
     valid = stack_mask(recipe)
     framed = has_frames(problem)
-    residuals = quantity_of(trained, "residual").block if framed else None
     deviation = quantity_of(trained, "sigma").block if framed and knows_sigma(recipe) else None
 
     def strip(y0: int) -> Strip:
@@ -73,8 +72,9 @@ def strips(trained: Trained, problem: Problem | None, reference: Source | None) 
         if reference is not None:
             truth = reference.read(y0, y0 + len(ys), 0, width).astype(np.float32)
             error = shrink((value - truth).mean(axis=2, keepdims=True), block)
-        if residuals:
-            squared = np.square(residuals(ys, xs) / np.float32(recipe.problem.noise))
+        if framed:
+            window = y0, y0 + len(ys), 0, width
+            squared = np.square(problem.map("residual", window, value) / np.float32(recipe.problem.noise))
             if outside is not None:
                 squared[outside] = np.nan
             residual = np.sqrt(shrink(squared, block))

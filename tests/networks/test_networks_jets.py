@@ -1,5 +1,7 @@
 """Every network's jet, and the parameter gradients through it, equal nested autograd on the published formula."""
 
+from threading import Thread
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from network_reference import nested_rows, random_terms, relative_error, value
 from cpikan_hr import jets
 from cpikan_hr.networks import build_network
 from cpikan_hr.networks import chebyshev_kernels as kernels
+from cpikan_hr.parallel import in_threads
 
 VARIANTS = {
     "cpikan": ("cpikan", {"hidden": [4, 3], "degree": 3}),
@@ -148,3 +151,41 @@ def test_compiled_kernels_agree_with_eager_ones(kind, options):
         jets.compile_kernels(False)
     for a, e in zip(actual, expected, strict=True):
         assert all(relative_error(x, y) < 1e-12 for x, y in zip(a, e, strict=True))
+
+
+def test_every_thread_may_have_as_many_graphs():
+    """torch keeps its settings per thread, and refuses a ninth shape of a function where the limit is its own."""
+    network, points, threads, limits = build_network("siren", 2, 2, 1, hidden=[2]), torch.rand(2, 5, 2), 2, []
+
+    def run():
+        torch.set_num_threads(threads)
+        network(jets.seed(points, "laplacian"))
+        limits.append(torch._dynamo.config.recompile_limit)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    jets.compile_kernels(True)
+    try:
+        thread = Thread(target=run)
+        thread.start()
+        thread.join()
+    finally:
+        jets.compile_kernels(False)
+        torch.set_num_threads(before)
+    assert limits == [jets.GRAPHS] and limits[0] > 8
+
+
+def test_pieces_side_by_side_stay_eager():
+    network, points = build_network("siren", 3, 2, 1, hidden=[3]), torch.rand(3, 7, 2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    jets.compile_kernels(True)
+    torch._dynamo.utils.counters.clear()
+    try:
+        found = list(in_threads(lambda _: network(jets.seed(points, "laplacian")).rows, range(3)))
+        assert not torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    finally:
+        jets.compile_kernels(False)
+        torch.set_num_threads(before)
+    expected = network(jets.seed(points, "laplacian")).rows
+    assert all(torch.equal(rows, expected) for rows in found)
