@@ -13,7 +13,7 @@
             return u.t - self.alpha * u.xx
 
         def conditions(self):
-            return [initial(lambda x, t: torch.sin(math.pi * x)), *dirichlet("x", lambda x, t: 0 * x)]
+            return [*initial(lambda x, t: torch.sin(math.pi * x)), *dirichlet("x", lambda x, t: 0 * x)]
 
 Its fields are the parameters of the recipe (`problem.parameters`), and any of them can be made an unknown of an inverse
 problem (`problem.unknown`): then it is a tensor when `residual` sees it.
