@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from cpikan_hr.fields.box import Box, Constants
 from cpikan_hr.fields.lattice import add_lattice
 from cpikan_hr.fields.level import Level
 from cpikan_hr.fields.tiles import TileGrid
@@ -21,6 +22,7 @@ class Field(nn.Module):
     `groups[k]`: which levels the recipe's level number k stands for (several for a quadtree).
     `settled[k]`: tiles of level number k that have left the training: frozen, they still contribute. `levels[k]` then
     has the others alone.
+    `box`: where the domain is not that of a picture; its constants come as channels after the field's own.
     """
 
     def __init__(
@@ -29,8 +31,11 @@ class Field(nn.Module):
         extent: tuple[float, ...],
         groups: list[list[int]] | None = None,
         settled: dict[int, Level] | None = None,
+        box: Box | None = None,
     ):
         super().__init__()
+        self.box = box
+        self.constants = Constants(box.constants) if box is not None and box.constants else None
         self.levels = nn.ModuleList(levels)
         self.settled = nn.ModuleDict({str(k): level for k, level in (settled or {}).items()}).requires_grad_(False)
         self.extent = tuple(float(length) for length in extent)
@@ -47,8 +52,9 @@ class Field(nn.Module):
         seed: int = 0,
         active: dict[int, Tensor] | None = None,
         settled: dict[int, Tensor] | None = None,
+        box: Box | None = None,
     ) -> "Field":
-        """From the recipe; weights are a function of the seed alone, and a fresh field is zero.
+        """From the recipe; weights are a function of the seed alone, and a fresh field of pixels is zero.
 
         `active`: per level number the tiles that have a network; a quadtree without it is its coarsest grid.
         `settled`: the same for those that have left the training.
@@ -60,26 +66,33 @@ class Field(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for choice in options.levels:
-                shapes = level_shapes(choice, extent, options.window)
+                shapes = level_shapes(choice, extent, options.window, box)
                 groups.append(list(range(len(levels), len(levels) + len(shapes))))
                 for place, (grid, network) in enumerate(shapes):
                     number = len(levels)
                     if number in settled:
                         frozen[number] = _build_level(
-                            options, grid, network, extent, channels, settled[number], choice.grow
+                            options, grid, network, extent, channels, settled[number], choice, box
                         )
                     tiles = active.get(number)
                     if tiles is None and len(shapes) > 1:
                         tiles = torch.arange(grid.tiles if place == 0 else 0)
-                    levels.append(_build_level(options, grid, network, extent, channels, tiles, choice.grow))
-        return cls(levels, extent, groups, frozen)
+                    levels.append(_build_level(options, grid, network, extent, channels, tiles, choice, box))
+        field = cls(levels, extent, groups, frozen, box)
+        return field.double() if options.precision == "double" else field
 
     @classmethod
     def from_layout(
-        cls, options: FieldOptions, extent: tuple[float, ...], channels: int, state: dict[str, Tensor], seed: int = 0
+        cls,
+        options: FieldOptions,
+        extent: tuple[float, ...],
+        channels: int,
+        state: dict[str, Tensor],
+        seed: int = 0,
+        box: Box | None = None,
     ) -> "Field":
         """The field whose `layout` (or `state_dict`) `state` is, copied. RuntimeError where it does not fit."""
-        field = cls.build(options, extent, channels, seed, *_active_tiles(state))
+        field = cls.build(options, extent, channels, seed, *_active_tiles(state), box)
         missing, unexpected = field.load_state_dict(state, strict=False)
         parameters = dict(field.named_parameters())
         _refuse([*unexpected, *(name for name in missing if name not in parameters)])
@@ -87,14 +100,19 @@ class Field(nn.Module):
 
     @classmethod
     def from_state(
-        cls, options: FieldOptions, extent: tuple[float, ...], channels: int, state: dict[str, Tensor]
+        cls,
+        options: FieldOptions,
+        extent: tuple[float, ...],
+        channels: int,
+        state: dict[str, Tensor],
+        box: Box | None = None,
     ) -> "Field":
         """The field whose `state_dict` `state` is: its tensors are those of `state`, uncopied where the type is right.
 
         RuntimeError where it does not fit.
         """
         with torch.device("meta"):
-            field = cls.build(options, extent, channels, 0, *_active_tiles(state))
+            field = cls.build(options, extent, channels, 0, *_active_tiles(state), box)
         types = {name: value.dtype for name, value in field.state_dict().items()}
         state = {name: value.to(types.get(name, value.dtype)) for name, value in state.items()}
         missing, unexpected = field.load_state_dict(state, strict=False, assign=True)
@@ -102,7 +120,9 @@ class Field(nn.Module):
         return field
 
     def forward(self, points: Tensor, order: str = "value", active: int | None = None) -> Jet:
-        """The jet [R, N, C] at float64 points [N, D]; only the recipe's first `active` levels contribute (None: all).
+        """The jet [R, N, C + K] at float64 points [N, D]; only the recipe's first `active` levels contribute (None: all).
+
+        K: the box's constants.
 
         A level that does not contribute yet is evaluated at no point, because data-parallel backends wait for a
         gradient of every parameter.
@@ -118,7 +138,10 @@ class Field(nn.Module):
                     rows = rows + level(points, order, cover) + self.settled[str(k)](points, order, cover)
                 else:
                     rows = rows + level(points, order)
-        return Jet(rows @ self.mix, order, points.shape[1])
+        rows = rows @ self.mix
+        if self.constants is not None:
+            rows = torch.cat([rows, self.constants(rows)], dim=-1)
+        return Jet(rows, order, points.shape[1])
 
     @torch.no_grad()
     def lattice(self, ys: Tensor, xs: Tensor, order: str = "value", groups: int | None = None) -> Tensor:
@@ -179,7 +202,7 @@ class Field(nn.Module):
         return self._of(levels, {})
 
     def _of(self, levels: list[Level], settled: dict[int, Level]) -> "Field":
-        field = Field(levels, self.extent, self.groups, settled)
+        field = Field(levels, self.extent, self.groups, settled, self.box)
         field.mix, field.spread = self.mix, self.spread
         return field
 
@@ -202,7 +225,8 @@ class Field(nn.Module):
 
     def count_parameters(self) -> int:
         """Fitted numbers of all levels."""
-        return sum(level.count_parameters() for level in (*self.levels, *self.settled.values()))
+        constants = 0 if self.constants is None else self.constants.values.numel()
+        return constants + sum(level.count_parameters() for level in (*self.levels, *self.settled.values()))
 
 
 def pixel_axis(low: int, high: int, device: torch.device | str = "cpu", stride: int = 1) -> Tensor:
@@ -226,14 +250,18 @@ def _refuse(names: list[str]) -> None:
         raise RuntimeError(f"tensors do not fit the recipe: {', '.join(names[:3])}")
 
 
-def level_shapes(choice: LevelOptions, extent: tuple[float, ...], window: str) -> list[tuple[TileGrid, dict]]:
+def level_shapes(
+    choice: LevelOptions, extent: tuple[float, ...], window: str, box: Box | None = None
+) -> list[tuple[TileGrid, dict]]:
     """The grids and networks that a recipe's level stands for.
 
     One; or for a quadtree one per leaf size, all with one blend width; times one per number of units where tiles grow.
     """
     network = choice.network.model_dump()
     if choice.grid is not None:
-        return [(TileGrid.over(extent, counts=choice.grid, overlap=choice.overlap, window=window), network)]
+        origin = None if box is None else box.low
+        grid = TileGrid.over(extent, counts=choice.grid, overlap=choice.overlap, window=window, origin=origin)
+        return [(grid, network)]
     strides, shapes = choice.strides, []
     for stride in strides:
         grid = TileGrid.over(extent, stride=stride, overlap=choice.overlap * strides[-1] / stride, window=window)
@@ -256,14 +284,26 @@ def grown_network(choice: LevelOptions, units: int) -> dict:
 
 
 def _build_level(
-    options: FieldOptions, grid: TileGrid, network: dict, extent, channels: int, active: Tensor | None, grown: bool
+    options: FieldOptions,
+    grid: TileGrid,
+    network: dict,
+    extent: tuple[float, ...],
+    channels: int,
+    active: Tensor | None,
+    choice: LevelOptions,
+    box: Box | None,
 ) -> Level:
     tiles, built = grid.tiles if active is None else len(active), None
+    periodic = () if box is None else box.periodic
     if tiles:
-        built = build_network(tiles=tiles, in_features=len(extent), out_features=channels, **network)
-        built.zero_last()
-    per_tile = network["kind"] != "chebyshev2d" and not grown
-    return Level(grid, built, channels, options.chunk, options.checkpoint, active, per_tile)
+        inputs = len(extent) + len(periodic)
+        built = build_network(tiles=tiles, in_features=inputs, out_features=channels, **network)
+        if box is None:
+            built.zero_last()
+    # Data normalise a picture's tiles; an equation has no data to do it with.
+    per_tile = box is None and network["kind"] != "chebyshev2d" and not choice.grow
+    checkpoint, scaled = options.checkpoint, choice.scaled
+    return Level(grid, built, channels, options.chunk, checkpoint, active, per_tile, scaled, periodic)
 
 
 def _points_per_tile(level: Level, xs: Tensor) -> int:

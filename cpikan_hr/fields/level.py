@@ -7,6 +7,7 @@ Two geometries, one formula. Scattered points are sent to the tiles that see the
 vectors span a lattice (`fields/lattice.py`, for start and rendering).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cpikan_hr.fields.tiles import TileGrid
-from cpikan_hr.jets import Jet, multiply, row_count, seed
+from cpikan_hr.jets import Jet, chain, multiply, row_count, seed
 from cpikan_hr.networks import TiledNetwork
 
 GROUP = 4096  # most points of one tile handled together; bounds the padding of a level with few tiles
@@ -46,6 +47,8 @@ class Level(nn.Module):
     Outputs [.., C] in the data's unit.
     `mean` and `scale` are one row for all tiles, or (`per_tile`) one per active tile: then they count as parameters.
     `active`: ascending numbers of the tiles that have a network; None: all.
+    `scaled`: off, networks see the global coordinates instead, for comparison. `periodic`: axes that networks see as a
+    point of the unit circle, cos and sin of pi times the local coordinate, so that both ends of one tile are the same.
     """
 
     def __init__(
@@ -57,8 +60,11 @@ class Level(nn.Module):
         recompute: bool = False,
         active: Tensor | None = None,
         per_tile: bool = False,
+        scaled: bool = True,
+        periodic: tuple[int, ...] = (),
     ):
         super().__init__()
+        self.scaled, self.periodic = scaled, periodic
         self.tile_grid = grid
         self.chunk = chunk
         self.recompute = recompute
@@ -104,7 +110,10 @@ class Level(nn.Module):
         """A level of `tiles`, whose indices here are `slots`; `other`'s count on from the last."""
         network = self.network.pick(slots, other and other.network) if len(tiles) else None
         channels = self.mean.shape[1]
-        level = Level(self.tile_grid, network, channels, self.chunk, self.recompute, tiles, self.per_tile)
+        level = Level(
+            self.tile_grid, network, channels, self.chunk, self.recompute, tiles, self.per_tile,
+            self.scaled, self.periodic,
+        )  # fmt: skip
         level.to(self.mean)  # device and precision
         for name in ("mean", "scale"):
             value = getattr(self, name)
@@ -129,7 +138,10 @@ class Level(nn.Module):
         """Jet rows [R, N, C] at float64 points [N, D]; `cover`: what the grid's `cover` gives there, where known."""
         if self.network is None:
             return self.mean.new_zeros(row_count(order, points.shape[1]), len(points), self.mean.shape[1])
-        dispatch = self.dispatch(points, order, cover)
+        return self.evaluate(points, order, self.dispatch(points, order, cover))
+
+    def evaluate(self, points: Tensor, order: str, dispatch: Dispatch) -> Tensor:
+        """`forward` at points whose dispatch is known."""
         rows = self.mean.new_zeros(row_count(order, points.shape[1]), len(points) + 1, self.mean.shape[1])
         padded = torch.cat([points, points.new_zeros(1, points.shape[1])])
         step = max(1, self.chunk // max(1, dispatch.points.shape[1] * rows.shape[0]))
@@ -146,13 +158,20 @@ class Level(nn.Module):
 
     def blend(self, points: Tensor, tiles: Tensor, slots: Tensor, windows: Tensor, order: str) -> Tensor:
         """Windowed jet rows [t, R, P, C] of tiles [t] at points [t, P, D]."""
-        # Padding lies outside the tile, where polynomials overflow: their zero window could not undo that.
-        local = self.tile_grid.local(points, tiles[:, None]).clamp(-1, 1)
         dtype = self.mean.dtype
-        inverse = self.tile_grid.inverse_half.to(points.device)
-        jet = self.normalised(self.network(seed(local.to(dtype), order, inverse.to(dtype)), slots), slots)
+        jet = self.normalised(self.network(self.inputs(points, tiles, order), slots), slots)
         window = windows.to(dtype).transpose(-1, -2)[..., None]
         return multiply(jet, Jet(window, jet.order, jet.dim)).rows
+
+    def inputs(self, points: Tensor, tiles: Tensor, order: str) -> Jet:
+        """What the networks of tiles [t] see at points [t, P, D]: the jet of the local coordinates."""
+        # Padding lies outside the tile, where polynomials overflow: their zero window could not undo that.
+        local = self.tile_grid.local(points, tiles[:, None]).clamp(-1, 1)
+        inverse = self.tile_grid.inverse_half.to(points.device)
+        if not self.scaled:
+            local, inverse = self.tile_grid.place(local, tiles[:, None]), torch.ones_like(inverse)
+        jet = seed(local.to(self.mean.dtype), order, inverse.to(self.mean.dtype))
+        return on_circle(jet, self.periodic) if self.periodic else jet
 
     @torch.no_grad()
     def dispatch(self, points: Tensor, order: str, cover: tuple[Tensor, Tensor, Tensor] | None = None) -> Dispatch:
@@ -190,3 +209,12 @@ class Level(nn.Module):
             return 0
         fitted = sum(p.numel() for p in self.network.parameters())
         return fitted + (self.mean.numel() + self.scale.numel() if self.per_tile else 0)
+
+
+def on_circle(jet: Jet, axes: tuple[int, ...]) -> Jet:
+    """Coordinates `axes` of a jet `[..., R, P, D]` replaced by cos(pi u), and sin(pi u) after the last channel."""
+    turned = jet._replace(rows=math.pi * jet.rows[..., list(axes)])
+    c, s = torch.cos(turned.value), torch.sin(turned.value)
+    rows = jet.rows.clone()
+    rows[..., list(axes)] = chain(turned, c, -s, -c).rows
+    return jet._replace(rows=torch.cat([rows, chain(turned, s, c, -s).rows], dim=-1))

@@ -80,17 +80,25 @@ class TileGrid:
 
     @classmethod
     def over(
-        cls, extent, *, stride: float | None = None, counts=None, overlap: float, window: str = "quintic"
+        cls,
+        extent,
+        *,
+        stride: float | None = None,
+        counts=None,
+        overlap: float,
+        window: str = "quintic",
+        origin: tuple[float, ...] | None = None,
     ) -> "TileGrid":
-        """Covers [0, extent_a] per axis with tiles of a stride (the last may reach beyond) or with a number of
-        tiles.
+        """Covers [origin_a, origin_a + extent_a] per axis, from 0 on by default, with tiles of a stride (the last may
+        reach beyond) or with a number of tiles.
         """
         axes = []
         for axis, length in enumerate(extent):
             count = counts[axis] if counts else max(1, -int(-length // stride))
             step = length / count if counts else float(stride)
             # The one tile of a whole axis has nobody to blend with.
-            axes.append(TileAxis(count, step, 0.0 if counts and count == 1 else overlap, window=window))
+            begin = float(origin[axis]) if origin else 0.0
+            axes.append(TileAxis(count, step, 0.0 if counts and count == 1 else overlap, begin, window))
         return cls(tuple(axes))
 
     @property
@@ -119,6 +127,12 @@ class TileGrid:
         """
         index = self.unravel(tiles)
         columns = [(points[..., a] - axis.centre(index[a])) / axis.half for a, axis in enumerate(self.axes)]
+        return torch.stack(columns, dim=-1)
+
+    def place(self, local: Tensor, tiles: Tensor) -> Tensor:
+        """Global coordinates of local ones: what `local` inverts."""
+        index = self.unravel(tiles)
+        columns = [axis.centre(index[a]) + axis.half * local[..., a] for a, axis in enumerate(self.axes)]
         return torch.stack(columns, dim=-1)
 
     def cover(self, points: Tensor, order: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,179 @@
+"""Collocation points: where an equation, its conditions and its measurements are asked for.
+
+Points are a function of the seed and of the draw alone. A group is what one term of the loss is the mean of; a group of
+pairs compares u at two points, which then follow each other in the list.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cpikan_hr.problems.equations.base import Condition, Equation, Periodic, coordinates
+from cpikan_hr.problems.equations.constraints import Ansatz
+from cpikan_hr.recipe import PointOptions
+
+BESIDE = 1e-9  # of the extent: how far from an interface its two sides are looked at
+
+
+@dataclass(frozen=True)
+class Group:
+    """One term of the loss. `kind`: residual, condition, periodic, measurements or interface."""
+
+    name: str
+    kind: str
+    count: int  # residuals, or pairs
+    condition: Condition | Periodic | None = None
+    axis: int = 0  # of a pair
+
+    @property
+    def per(self) -> int:
+        """Points per residual."""
+        return 2 if self.kind in ("periodic", "interface") else 1
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A group's points [count * per, D], float64, and what u is compared with there [count * per, C]."""
+
+    points: Tensor
+    values: Tensor
+
+
+class Collocation:
+    """The groups of an equation and their points.
+
+    `edges[a]`: where along axis a tiles meet without overlap (XPINN). `measured`: points [M, D] and values [M, C].
+    """
+
+    def __init__(
+        self,
+        equation: Equation,
+        options: PointOptions,
+        order: str,
+        seed: int,
+        ansatz: Ansatz | None,
+        soft: list[Condition | Periodic],
+        edges: list[list[float]],
+        measured: tuple[Tensor, Tensor] | None,
+    ):
+        self.equation, self.options, self.order, self.seed, self.ansatz = equation, options, order, seed, ansatz
+        self.edges, self.measured = edges, measured
+        ends = list(equation.domain().values())
+        self.low, self.high = (torch.tensor([end[k] for end in ends], dtype=torch.float64) for k in (0, 1))
+        self.axes = equation.axes
+        self.groups = [Group("residual", "residual", options.interior)]
+        for condition in soft:
+            kind = "periodic" if isinstance(condition, Periodic) else "condition"
+            count = options.condition if len(self.axes) > 1 else 1
+            self.groups.append(Group(condition.name, kind, count, condition, self.axes.index(condition.axis)))
+        if measured is not None:
+            self.groups.append(Group("measurements", "measurements", len(measured[0])))
+        if options.interface:
+            met = [axis for axis, places in enumerate(edges) if places]
+            self.groups += [Group(f"interface_{self.axes[a]}", "interface", options.interface, axis=a) for a in met]
+        self.interior: Tensor | None = None  # once points were drawn by the residual
+        self._draw: int | None = None
+        self._placed: list[tuple[Placed, Tensor | None, Tensor | None]] = []
+
+    # ------------------------------------------------------------------------------------------------- what is read
+
+    @property
+    def total(self) -> int:
+        """Points of all groups."""
+        return sum(group.count * group.per for group in self.groups)
+
+    def read(self, step: int, share: int, shares: int) -> dict[str, Tensor]:
+        """A share of every group: `points`, `values`, with an ansatz `lift` and `factor`; `counts` [G] of residuals, and
+        the numbers `index` of the interior ones."""
+        placed = self.placed(self.draw_of(step))
+        parts: dict[str, list[Tensor]] = {"points": [], "values": []}
+        if self.ansatz is not None:
+            parts |= {"lift": [], "factor": []}
+        counts = []
+        for group, (here, lift, factor) in zip(self.groups, placed, strict=True):
+            number = torch.arange(share, group.count, shares)
+            counts.append(len(number))
+            number = (number[:, None] * group.per + torch.arange(group.per)).flatten()
+            for name, whole in zip(("points", "values", "lift", "factor"), (here.points, here.values, lift, factor)):
+                if name in parts:
+                    parts[name].append(whole[number])
+        data = {name: torch.cat(values) for name, values in parts.items()}
+        return data | {"counts": torch.tensor(counts), "index": torch.arange(share, self.groups[0].count, shares)}
+
+    def draw_of(self, step: int) -> int:
+        """Which draw of the points an update sees."""
+        return step // self.options.redraw_every if self.options.redraw_every else 0
+
+    def placed(self, draw: int = 0) -> list[tuple[Placed, Tensor | None, Tensor | None]]:
+        """The groups' points of a draw; their lift [n, R, C] and factor [n, R, 1], where there is an ansatz."""
+        if draw != self._draw:
+            self._placed = [self._with_ansatz(self._place(group, k, draw)) for k, group in enumerate(self.groups)]
+            self._draw = draw
+        return self._placed
+
+    def _with_ansatz(self, placed: Placed) -> tuple[Placed, Tensor | None, Tensor | None]:
+        if self.ansatz is None:
+            return placed, None, None
+        lift, factor = self.ansatz.jets(placed.points, self.order)
+        return placed, lift.rows.transpose(0, 1), factor.rows.transpose(0, 1)
+
+    def _place(self, group: Group, number: int, draw: int) -> Placed:
+        channels, dim = self.equation.channels, len(self.axes)
+        if group.kind == "measurements":
+            return Placed(*self.measured)
+        points = self.low + (self.high - self.low) * self.uniform(group.count, dim, number, draw)
+        if group.kind == "residual" and self.interior is not None:
+            points = self.interior
+        values = points.new_zeros(len(points), channels)
+        if group.kind == "condition":
+            at_low = group.condition.side == "low"
+            points[:, group.axis] = (self.low if at_low else self.high)[group.axis]
+            values = group.condition.value(**coordinates(points, self.axes))
+            values = torch.as_tensor(values, dtype=torch.float64).expand(len(points), channels)
+        elif group.kind in ("periodic", "interface"):
+            points = points.repeat_interleave(2, dim=0)
+            if group.kind == "periodic":
+                ends = torch.stack([self.low[group.axis], self.high[group.axis]])
+                points[:, group.axis] = ends.repeat(group.count)
+            else:
+                places = torch.tensor(self.edges[group.axis], dtype=torch.float64)
+                which = places[torch.arange(group.count) % len(places)]
+                beside = BESIDE * float(self.high[group.axis] - self.low[group.axis])
+                points[0::2, group.axis], points[1::2, group.axis] = which - beside, which + beside
+            values = points.new_zeros(len(points), channels)
+        return Placed(points, values)
+
+    def uniform(self, count: int, dim: int, *stream: int) -> Tensor:
+        """Points in the unit cube, float64 [count, dim], by the recipe's pattern."""
+        rng = np.random.default_rng([self.seed, *stream])
+        if self.options.pattern == "random":
+            return torch.from_numpy(rng.random((count, dim)))
+        engine = torch.quasirandom.SobolEngine(dim, scramble=True, seed=int(rng.integers(2**31)))
+        return engine.draw(count, dtype=torch.float64)
+
+    # ------------------------------------------------------------------------------------- points by the residual
+
+    def pool(self, step: int, count: int) -> Tensor:
+        """Points among which the interior ones are chosen anew before an update."""
+        rng = np.random.default_rng([self.seed, 1_000_003, step])
+        return self.low + (self.high - self.low) * torch.from_numpy(rng.random((count, len(self.axes))))
+
+    def refine(self, step: int, pool: Tensor, size: Tensor, power: float, floor: float) -> None:
+        """RAD (Wu et al. 2023, eq. 2): interior points drawn from the pool with p ~ |r|^k / mean + c; `size` [n] is |r|."""
+        rng = np.random.default_rng([self.seed, 1_000_033, step])
+        weight = size.double() ** power
+        weight = weight / weight.mean().clamp_min(1e-300) + floor
+        chances = (weight / weight.sum()).cpu().numpy()
+        count = self.groups[0].count
+        chosen = rng.choice(len(pool), count, replace=count > len(pool), p=chances / chances.sum())
+        self.interior = pool[torch.from_numpy(chosen)]
+        self._draw = None
+
+    def state(self) -> dict[str, Tensor]:
+        return {} if self.interior is None else {"interior": self.interior}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.interior = state.get("interior")
+        self._draw = None

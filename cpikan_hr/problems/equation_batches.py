@@ -1,0 +1,73 @@
+"""What an update sees of an equation, and what follows from its residuals: new points, new weights."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from cpikan_hr.errors import UserError
+from cpikan_hr.jets import Jet
+from cpikan_hr.problems.batches import Batches
+
+CHUNK = 16384  # points of a pool evaluated at once
+
+
+class EquationBatches(Batches):
+    """The shares of a problem's collocation points."""
+
+    def __init__(self, problem):
+        self.problem, self.points_of, self.weighting = problem, problem.collocation, problem.weighting
+        self._place_times()
+
+    def points(self, step: int) -> int:
+        return self.points_of.total
+
+    def read(self, step: int, share: int, shares: int, region=None) -> dict[str, Tensor]:
+        return self.points_of.read(step, share, shares)
+
+    def check(self, shares: int) -> None:
+        interior = self.problem.options.points.interior
+        if interior < shares:
+            raise UserError(
+                f"problem.points.interior is {interior}: give at least one per process and micro-batch, {shares} here"
+            )
+
+    def prepare(self, step: int, evaluate: Callable[[Tensor, str], Jet]) -> bool:
+        refine = self.problem.options.refine
+        if refine and step and step % refine.every == 0:
+            pool = self.points_of.pool(step, refine.pool)
+            sizes = [self._size(piece, evaluate) for piece in pool.split(CHUNK)]
+            self.points_of.refine(step, pool, torch.cat(sizes), refine.power, refine.floor)
+            self.weighting.forget_points()
+            self._place_times()
+            return True
+        if self.points_of.options.redraw_every and step % self.points_of.options.redraw_every == 0:
+            self._place_times(step)
+        return False
+
+    def _size(self, points: Tensor, evaluate: Callable[[Tensor, str], Jet]) -> Tensor:
+        """|r| [n] at interior points."""
+        problem = self.problem
+        jet = evaluate(points, problem.order)
+        ansatz = [j.rows.transpose(0, 1) for j in problem.ansatz.jets(points, problem.order)] if problem.ansatz else (None,) * 2
+        points = points.to(jet.rows.device)
+        found = problem.residuals(problem.groups[0], problem.solved(jet, *ansatz), points, points[:, :0])
+        return found.detach().cpu().norm(dim=1)
+
+    def _place_times(self, step: int = 0) -> None:
+        if not self.problem.options.causal:
+            return
+        axis = self.problem.axes.index("t")
+        interior = self.points_of.placed(self.points_of.draw_of(step))[0][0].points
+        self.weighting.place(interior[:, axis], *(end[axis] for end in (self.problem.box.low, self.problem.box.high)))
+
+    def finish(self, total: Callable[[Tensor], Tensor]) -> None:
+        self.weighting.finish(total)
+
+    def state(self) -> dict[str, Tensor]:
+        return self.weighting.state() | self.points_of.state()
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.weighting.restore(state)
+        self.points_of.restore(state)
+        self._place_times()

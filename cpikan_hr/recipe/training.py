@@ -1,0 +1,87 @@
+"""How a field is started and trained."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from cpikan_hr.recipe.section import Section
+
+
+class StartOptions(Section):
+    """Closed-form start: per-tile least squares of each level's linear layer, coarse to fine, before training."""
+
+    enabled: bool = Field(True, description="off: networks start as initialised, tiles normalised by the data range")
+    threshold: float = Field(
+        3.0, ge=0, description="sparse chebyshev2d: drop terms below so many standard errors of the noise"
+    )
+    shifts: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="sparse chebyshev2d, noise known: average so many shifted quadtrees before terms are chosen; "
+        "`threshold` may then be below 1",
+    )
+    shifted_threshold: float = Field(2.8, gt=0, description="what `threshold` is in each of the shifted quadtrees")
+    sweeps: int = Field(
+        0, ge=0, description="coloured sweeps over grown tiles after the start, so that neighbours see each other"
+    )
+    ridge: float = Field(1e-6, gt=0, description="relative Tikhonov term of the normal equations")
+
+
+class TargetOptions(Section):
+    """What adaptive levels aim at; all null: only the noise limits them (`start.threshold`)."""
+
+    psnr: float | None = Field(None, gt=0, description="dB, over the full range of 8/16-bit pictures (1 for floats)")
+    rmse: float | None = Field(None, gt=0, description="in the unit of the field")
+    params_per_px: float | None = Field(None, gt=0, description="most parameters per pixel and channel")
+    seconds: float | None = Field(
+        None,
+        gt=0,
+        description="wall time of the whole run: passes, sweeps and training end with it; "
+        "alone, it allows 0.25 parameters per pixel and channel",
+    )
+
+
+class BatchOptions(Section):
+    """One update sees `blocks` windows of the picture and draws one pixel from each stride x stride square of them."""
+
+    blocks: int = Field(16, ge=1, description="windows per update over all processes and accumulation steps")
+    size: int = Field(256, ge=8, description="side of a window in px")
+    stride: int = Field(4, ge=1, description="side of the squares one pixel is drawn from; 1: every pixel")
+
+
+class TrainingOptions(Section):
+    steps: int = Field(200, ge=0, description="optimizer updates")
+    seed: int = Field(0, ge=0, description="of weights, pixels and order")
+    optimizer: Literal["adam", "adamw", "nadam", "radam", "adamax", "rmsprop", "sgd"] = Field(
+        "adam", description="torch.optim"
+    )
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    betas: tuple[float, float] = Field((0.9, 0.99), description="moment decay of the Adam family")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled for adamw, L2 otherwise")
+    schedule: Literal["constant", "cosine", "exponential"] = Field("cosine", description="decay after the warm-up")
+    warmup: int = Field(10, ge=0, description="updates of linear warm-up")
+    final_lr: float = Field(0.01, gt=0, le=1, description="learning rate at the end over the peak")
+    accumulate: int = Field(1, ge=1, description="micro-batches per update")
+    clip: float | None = Field(None, gt=0, description="largest gradient norm (null: off)")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights that are kept (null: off)")
+    precision: Literal["no", "bf16", "fp16"] | None = Field(
+        None,
+        description="mixed precision (null: as the accelerate file says); interferometry and derivatives stay fp32",
+    )
+    sweep_every: int | None = Field(
+        None, ge=1, description="updates between sweeps of local solves over grown tiles (null: off)"
+    )
+    settle_rmse: float | None = Field(
+        None,
+        gt=0,
+        description="tiles leave the training where the field's error under their window, root mean square in its "
+        "unit (grey levels, nm), is at or below this; the run ends when all have (null: off)",
+    )
+    settle_every: int = Field(
+        200, ge=1, description="updates between looks at which tiles may leave, the first before the first update"
+    )
+    log_every: int = Field(10, ge=1, description="updates between lines of metrics.jsonl")
+    checkpoint_steps: int | None = Field(None, ge=1, description="updates between checkpoints (null: off)")
+    checkpoint_minutes: float | None = Field(10.0, gt=0, description="minutes between checkpoints (null: off)")
+    keep: int = Field(2, ge=1, description="checkpoints kept")
