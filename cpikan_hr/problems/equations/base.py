@@ -136,7 +136,7 @@ def coordinates(points: Tensor, axes: tuple[str, ...]) -> dict[str, Tensor]:
 
 
 def function_jet(function: Function, points: Tensor, axes: tuple[str, ...], order: str, channels: int = 1) -> Jet:
-    """The jet [R, n, C] of a function of the coordinates alone, by automatic differentiation. Nothing is trained in it."""
+    """The jet [R, n, C] of a function of the coordinates alone, by automatic differentiation; without a graph."""
     with torch.enable_grad():
         points = points.detach().requires_grad_()
         value = function(**coordinates(points, axes))
