@@ -1,16 +1,19 @@
 """What is known and what is asked: the loss terms, metrics and classical answer of each kind of problem."""
 
-from cpikan_hr.problems.base import Problem, Target
+from cpikan_hr.problems.base import PixelProblem, Problem, Target
 from cpikan_hr.problems.image import Image
 from cpikan_hr.problems.interferometry import Interferometry, true_height
-from cpikan_hr.recipe import ImageProblem, Recipe
+from cpikan_hr.problems.pde import PDE
+from cpikan_hr.recipe import ImageProblem, PDEProblem, Recipe
 
-__all__ = ["Image", "Interferometry", "Problem", "Target", "build_problem", "reference_of"]
+__all__ = ["PDE", "Image", "Interferometry", "PixelProblem", "Problem", "Target", "build_problem", "reference_of"]
 
 
 def build_problem(recipe: Recipe) -> Problem:
     """Opens the recipe's data; raises UserError where it cannot be used."""
     options = recipe.problem
+    if isinstance(options, PDEProblem):
+        return PDE(recipe)
     return Image(options) if isinstance(options, ImageProblem) else Interferometry(options)
 
 

@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cpikan_hr.fields import Box, Field
 from cpikan_hr.jets import Jet, pairs
+from cpikan_hr.problems.batches import Batches, PixelBatches
+from cpikan_hr.recipe import Recipe
 
 SMOOTH = 1e-3  # per px^2: a Hessian below it counts by its square
 
@@ -27,27 +30,26 @@ class Target(NamedTuple):
 
 
 class Problem(ABC):
-    """A domain [0, H] x [0, W] in px, `channels` outputs in `unit`, and a loss on samples."""
+    """`channels` outputs in `unit` on a domain, and a loss on what an update sees of it."""
 
-    shape: tuple[int, int]
+    shape: tuple[int, int]  # of a rendered map
     channels: int
     unit: str
     order: str  # the jet the loss needs: value, gradient, laplacian or hessian
+    box: Box | None = None  # the domain where it is not [0, H] x [0, W] in px
     pixel_pitch_um: float | None = None
     dtype: str = "float32"  # of a rendered map
     full_range: float = 1.0  # what a PSNR refers to
     maps: Mapping[str, str] = {}  # further maps that the data give once the field is known, and their units
 
-    @abstractmethod
-    def target(self, y0: int, y1: int, x0: int, x1: int, stride: int = 1) -> Target:
-        """A direct estimate on every stride-th pixel of the window, from (y0, x0) on."""
+    @property
+    def extent(self) -> tuple[float, ...]:
+        """Length of the domain along each axis."""
+        return self.shape if self.box is None else self.box.extent
 
     @abstractmethod
-    def samples(self, y0: int, y1: int, x0: int, x1: int, iy: np.ndarray, ix: np.ndarray) -> dict[str, np.ndarray]:
-        """The data at pixels (iy, ix) [n] of the frame, all inside the window, which is read as a whole.
-
-        Returns arrays with leading dimension n.
-        """
+    def batches(self, recipe: Recipe) -> Batches:
+        """What the updates of a run see."""
 
     @abstractmethod
     def loss(self, jet: Jet, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -60,6 +62,10 @@ class Problem(ABC):
     def figure(self, mean_squared_error: float) -> tuple[str, float]:
         """Name and value of the figure of merit on the progress bar."""
 
+    @abstractmethod
+    def picture(self, field: Field, side: int) -> np.ndarray:
+        """A preview of the field [h, w, C], float32, with at most `side` points along an axis."""
+
     def about(self) -> dict:
         """What was found out about the data, as plain values that are kept with the run."""
         return {}
@@ -68,13 +74,40 @@ class Problem(ABC):
         """The same for the user, told once; None where there is nothing to say."""
         return None
 
-    def map(self, name: str, window: Window, values: np.ndarray) -> np.ndarray:
-        """One of `maps` at the pixels of a window, float32 [h, w, C']; NaN where unknown. values: the field there."""
-        raise KeyError(name)
-
     def reference(self):
         """The true answer as a `Source`, None where it is not known."""
         return None
+
+
+class PixelProblem(Problem):
+    """What is known at the pixels of a frame, [0, H] x [0, W] in px."""
+
+    def batches(self, recipe: Recipe) -> Batches:
+        return PixelBatches(self, recipe.batch, recipe.training.seed)
+
+    def picture(self, field: Field, side: int) -> np.ndarray:
+        scale = min(1.0, side / max(self.shape))
+        ys, xs = (
+            (torch.arange(max(1, round(n * scale)), dtype=torch.float64, device=field.device) + 0.5)
+            * (n / max(1, round(n * scale)))
+            for n in self.shape
+        )
+        return field.lattice(ys, xs)[0].permute(1, 2, 0).cpu().numpy()
+
+    @abstractmethod
+    def target(self, y0: int, y1: int, x0: int, x1: int, stride: int = 1) -> Target:
+        """A direct estimate on every stride-th pixel of the window, from (y0, x0) on."""
+
+    @abstractmethod
+    def samples(self, y0: int, y1: int, x0: int, x1: int, iy: np.ndarray, ix: np.ndarray) -> dict[str, np.ndarray]:
+        """The data at pixels (iy, ix) [n] of the frame, all inside the window, which is read as a whole.
+
+        Returns arrays with leading dimension n.
+        """
+
+    def map(self, name: str, window: Window, values: np.ndarray) -> np.ndarray:
+        """One of `maps` at the pixels of a window, float32 [h, w, C']; NaN where unknown. values: the field there."""
+        raise KeyError(name)
 
 
 class Prior(NamedTuple):
@@ -102,8 +135,3 @@ class Prior(NamedTuple):
             squares = (jet.hessian / unit).square() * jet.rows.new_tensor(weights)[:, None, None]
             out = out + self.variation * ((squares.sum(-3) + SMOOTH**2).sqrt() - SMOOTH).mean(-1)
         return out
-
-
-def pixel_centres(iy: np.ndarray, ix: np.ndarray) -> Tensor:
-    """Domain coordinates float64 [n, 2] of pixel centres."""
-    return torch.from_numpy(np.stack([iy, ix], axis=-1) + 0.5)

@@ -74,8 +74,8 @@ class Collocation:
             met = [axis for axis, places in enumerate(edges) if places]
             self.groups += [Group(f"interface_{self.axes[a]}", "interface", options.interface, axis=a) for a in met]
         self.interior: Tensor | None = None  # once points were drawn by the residual
-        self._draw: int | None = None
-        self._placed: list[tuple[Placed, Tensor | None, Tensor | None]] = []
+        self._placed: dict[tuple[int, int], list] = {}  # by draw and by how often the interior was chosen anew
+        self._chosen = 0
 
     # ------------------------------------------------------------------------------------------------- what is read
 
@@ -108,10 +108,13 @@ class Collocation:
 
     def placed(self, draw: int = 0) -> list[tuple[Placed, Tensor | None, Tensor | None]]:
         """The groups' points of a draw; their lift [n, R, C] and factor [n, R, 1], where there is an ansatz."""
-        if draw != self._draw:
-            self._placed = [self._with_ansatz(self._place(group, k, draw)) for k, group in enumerate(self.groups)]
-            self._draw = draw
-        return self._placed
+        key = draw, self._chosen
+        found = self._placed.get(key)
+        if found is None:  # two threads may both find it missing: they compute the same
+            found = [self._with_ansatz(self._place(group, k, draw)) for k, group in enumerate(self.groups)]
+            kept = [(k, v) for k, v in self._placed.items() if k[1] == key[1] and k[0] >= draw - 1]
+            self._placed = dict(kept) | {key: found}
+        return found
 
     def _with_ansatz(self, placed: Placed) -> tuple[Placed, Tensor | None, Tensor | None]:
         if self.ansatz is None:
@@ -168,12 +171,14 @@ class Collocation:
         chances = (weight / weight.sum()).cpu().numpy()
         count = self.groups[0].count
         chosen = rng.choice(len(pool), count, replace=count > len(pool), p=chances / chances.sum())
-        self.interior = pool[torch.from_numpy(chosen)]
-        self._draw = None
+        self._choose(pool[torch.from_numpy(chosen)])
+
+    def _choose(self, interior: Tensor | None) -> None:
+        self.interior = interior
+        self._chosen += 1
 
     def state(self) -> dict[str, Tensor]:
         return {} if self.interior is None else {"interior": self.interior}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        self.interior = state.get("interior")
-        self._draw = None
+        self._choose(state.get("interior"))

@@ -68,6 +68,8 @@ class EquationBatches(Batches):
         return self.weighting.state() | self.points_of.state()
 
     def restore(self, state: dict[str, Tensor]) -> None:
+        if not state:
+            return
         self.weighting.restore(state)
         self.points_of.restore(state)
         self._place_times()

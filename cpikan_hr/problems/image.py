@@ -9,7 +9,7 @@ from cpikan_hr.data.orientation import Oriented
 from cpikan_hr.data.source import open_source
 from cpikan_hr.errors import UserError
 from cpikan_hr.jets import Jet
-from cpikan_hr.problems.base import Prior, Problem, Target
+from cpikan_hr.problems.base import PixelProblem, Prior, Target
 from cpikan_hr.recipe import ImageProblem
 
 STRIP = 2**19  # pixels read at once where only every stride-th is kept
@@ -20,7 +20,7 @@ def strip_rows(height: int, width: int, stride: int) -> int:
     return height if stride == 1 else stride * max(1, STRIP // (stride * width))
 
 
-class Image(Problem):
+class Image(PixelProblem):
     """Mean squared error of the samples, over the squared full range of the format."""
 
     def __init__(self, options: ImageProblem):

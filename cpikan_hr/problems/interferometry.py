@@ -17,7 +17,7 @@ from cpikan_hr.data.source import open_source
 from cpikan_hr.data.stack import MIN_STEPS, open_stack
 from cpikan_hr.jets import Jet
 from cpikan_hr.problems import calibration
-from cpikan_hr.problems.base import Prior, Problem, Target, Window
+from cpikan_hr.problems.base import PixelProblem, Prior, Target, Window
 from cpikan_hr.problems.calibration import calibrate
 from cpikan_hr.problems.decode import StackDecoder
 from cpikan_hr.problems.image import strip_rows
@@ -29,7 +29,7 @@ MAPPED = 2**16  # pixels whose frames are looked at together
 REWEIGHTED = 2  # times that samples which do not fit are weighed down, with `robust`
 
 
-class Interferometry(Problem):
+class Interferometry(PixelProblem):
     """Noise-weighted squared residual of the frames; its expectation is 1 at the true height."""
 
     channels = 1

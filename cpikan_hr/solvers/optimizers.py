@@ -27,6 +27,8 @@ def build_optimizer(field: Field, options: TrainingOptions, levels: FieldOptions
         {"params": [p for k in numbers for p in field.levels[k].parameters()], "lr": options.lr * choice.lr_scale}
         for numbers, choice in zip(field.groups, levels.levels, strict=True)
     ]
+    if field.constants is not None:
+        groups.append({"params": list(field.constants.parameters()), "lr": options.lr})
     extra = {} if options.optimizer in ("rmsprop", "sgd") else {"betas": options.betas}
     return _CLASSES[options.optimizer](groups, lr=options.lr, weight_decay=options.weight_decay, **extra)
 

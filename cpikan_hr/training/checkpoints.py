@@ -21,10 +21,14 @@ from cpikan_hr.training.tensors import load_tensors, save_tensors
 from cpikan_hr.training.update import Updater
 
 LAYOUT = "layout.safetensors"  # in a checkpoint's folder, where tiles have settled
+BATCHES = "batches.safetensors"  # where points and weights follow from earlier updates
 
 
-def save(updater: Updater, run: Path, keep: int) -> None:
-    """Collective. Writes the checkpoint of `updater.steps` and keeps the newest `keep`."""
+def save(updater: Updater, run: Path, keep: int, batches: dict[str, torch.Tensor]) -> None:
+    """Collective. Writes the checkpoint of `updater.steps` and keeps the newest `keep`.
+
+    `batches`: what updates to come need beside the step.
+    """
     final = run / "checkpoints" / f"step_{updater.steps:08d}"
     part = final.with_name(final.name + ".part")
     accelerator = updater.accelerator
@@ -43,6 +47,8 @@ def save(updater: Updater, run: Path, keep: int) -> None:
             field = accelerator.unwrap_model(updater.model)
             if accelerator.is_main_process and getattr(field, "settled", None):
                 save_tensors(part / LAYOUT, field.layout())
+            if accelerator.is_main_process and batches:
+                save_tensors(part / BATCHES, batches)
         with ranks.together(), writing(final):
             if accelerator.is_main_process:
                 os.sync()
@@ -58,6 +64,12 @@ def layout_of(run: Path, checkpoint: Path) -> dict[str, torch.Tensor]:
     """What `Field.layout` was when the checkpoint was written: that of the start, until tiles had settled."""
     path = checkpoint / LAYOUT
     return load_tensors(path if path.is_file() else run / "start.safetensors")
+
+
+def batches_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """What `save` was given as `batches`."""
+    path = checkpoint / BATCHES
+    return load_tensors(path) if path.is_file() else {}
 
 
 def processes_of(accelerator: Accelerator) -> Processes:

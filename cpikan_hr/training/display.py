@@ -4,7 +4,6 @@ import math
 import time
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from cpikan_hr.data.preview import save_preview
@@ -58,14 +57,7 @@ class Preview:
         """The field on a lattice of at most `SIDE` points a side."""
         if not self.enabled or time.perf_counter() - self._drawn < pause:
             return
-        height, width = self.problem.shape
-        scale = min(1.0, SIDE / max(height, width))
-        ys, xs = (
-            (torch.arange(max(1, round(n * scale)), dtype=torch.float64, device=field.device) + 0.5)
-            * (n / max(1, round(n * scale)))
-            for n in (height, width)
-        )
-        values = field.lattice(ys, xs)[0].permute(1, 2, 0).cpu().numpy()
+        values = self.problem.picture(field, SIDE)
         if values.shape[2] == 3:
             values = (values / self.problem.full_range).clip(0, 1)  # above 1 it would be taken for 0..255
         picture = values if values.shape[2] == 3 else values[..., 0]

@@ -11,28 +11,28 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from cpikan_hr.data.sampling import Draw, PixelSampler
 from cpikan_hr.errors import Interrupted, UserError
-from cpikan_hr.fields import Field, Region, pixel_axis
+from cpikan_hr.fields import Field, Region
 from cpikan_hr.files import created_folder, write_text
-from cpikan_hr.jets import compile_kernels
+from cpikan_hr.jets import Jet, compile_kernels
 from cpikan_hr.mapped import in_memory
 from cpikan_hr.problems import Problem, build_problem
-from cpikan_hr.problems.base import pixel_centres
+from cpikan_hr.problems.batches import Batches
 from cpikan_hr.processes import Processes
 from cpikan_hr.recipe import Recipe, dump_recipe, load_recipe
 from cpikan_hr.runtime import peak_rss_mb
+from cpikan_hr.solvers.balance import term_sizes
 from cpikan_hr.solvers.optimizers import build_optimizer, rate
 from cpikan_hr.solvers.start import fit_field, normalise, sweep_field
 from cpikan_hr.training import checkpoints
 from cpikan_hr.training.backend import make_accelerator
 from cpikan_hr.training.display import Preview, StartBar, contribution_table, described, missed
 from cpikan_hr.training.settling import settle
+from cpikan_hr.training.solve import solve
 from cpikan_hr.training.stopping import Stop, Stopped
 from cpikan_hr.training.tensors import save_tensors
 from cpikan_hr.training.trackers import Tracker
@@ -52,11 +52,6 @@ def train(recipe: Recipe) -> Path:
     )
     if options.precision in ("bf16", "fp16") and recipe.full_precision and accelerator.is_main_process:
         print(f"note: phases and derivatives stay in fp32; {options.precision} is left out of this run", flush=True)
-    shares = accelerator.num_processes * options.accumulate
-    if recipe.batch.blocks < shares:
-        raise UserError(
-            f"batch.blocks is {recipe.batch.blocks}: give at least one per process and micro-batch, {shares} here"
-        )
     processes = checkpoints.processes_of(accelerator)
     with processes.together():
         for key in ("sweep_every", "settle_rmse"):
@@ -66,6 +61,7 @@ def train(recipe: Recipe) -> Path:
                     "or leave it out"
                 )
         problem = build_problem(recipe)
+        problem.batches(recipe).check(accelerator.num_processes * options.accumulate)
         checkpoint = checkpoints.choose(run, recipe.resume)
         check_run(run, recipe, checkpoint)
 
@@ -102,7 +98,9 @@ def fit(
             field, levels = begin_field(problem, recipe, processes, preview, stop)
         else:
             tensors, levels = checkpoints.layout_of(run, checkpoint), levels_of(run)
-            field = Field.from_layout(recipe.field, problem.shape, problem.channels, tensors, options.seed)
+            field = Field.from_layout(
+                recipe.field, problem.extent, problem.channels, tensors, options.seed, problem.box
+            )
             field.to(accelerator.device)
     start = field.layout()
     parameters = field.count_parameters()
@@ -110,8 +108,10 @@ def fit(
     if options.steps or checkpoint is not None:
         optimizer = build_optimizer(field, options, recipe.field)
         updater = Updater(accelerator, field, optimizer, lambda step: rate(step, options), options.clip, options.ema)
+    batches = problem.batches(recipe)
     if checkpoint is not None:
         checkpoints.load(updater, checkpoint)
+        batches.restore(checkpoints.batches_of(checkpoint))
     about = {
         "shape": list(problem.shape), "channels": problem.channels, "unit": problem.unit, "dtype": problem.dtype,
         "pixel_pitch_um": problem.pixel_pitch_um, "params": parameters, "processes": accelerator.num_processes,
@@ -126,11 +126,15 @@ def fit(
             if levels and checkpoint is None:
                 tell_start(levels, problem, recipe, stop)
     steps = updater.steps if updater else 0
-    with closing(Tracker(run, options.steps, steps, accelerator.is_main_process)) as tracker:
+    total = options.steps + (recipe.solve.iterations if recipe.solve.method != "none" else 0)
+    with closing(Tracker(run, total, steps, accelerator.is_main_process)) as tracker:
         tracker.start([] if checkpoint else [described(row, problem) for row in levels])
         if updater:
-            run_steps(updater, problem, recipe, run, stop, preview, tracker)
+            run_steps(updater, problem, batches, recipe, run, stop, preview, tracker)
             steps = updater.steps
+        if recipe.solve.method != "none" and steps >= options.steps:
+            solved = accelerator.unwrap_model(updater.model) if updater else field
+            steps = solve(solved, problem, recipe, run, processes, stop, tracker, preview)
     state = updater.weights() if updater else field.state_dict()
     with processes.together():
         if accelerator.is_main_process:
@@ -196,7 +200,11 @@ def begin_field(
 
     Ctrl-C and the end of `target.seconds` leave what is solved so far: the levels, the present one as of its last pass.
     """
-    field = Field.build(recipe.field, problem.shape, problem.channels, recipe.training.seed).to(processes.device)
+    field = Field.build(
+        recipe.field, problem.extent, problem.channels, recipe.training.seed, box=problem.box
+    ).to(processes.device)
+    if problem.box is not None:  # an equation has no values to start from
+        return field, []
     if not recipe.start.enabled:
         normalise(field, problem.target, problem.shape, recipe)
         return field, []
@@ -226,17 +234,32 @@ def begin_field(
 
 
 def run_steps(
-    updater: Updater, problem: Problem, recipe: Recipe, run: Path, stop: Stop, preview: Preview, tracker: Tracker
+    updater: Updater,
+    problem: Problem,
+    batches: Batches,
+    recipe: Recipe,
+    run: Path,
+    stop: Stop,
+    preview: Preview,
+    tracker: Tracker,
 ) -> None:
     """Updates until `training.steps`, reading the next micro-batch while the present one is computed."""
-    options, batch, accelerator = recipe.training, recipe.batch, updater.accelerator
-    sampler = PixelSampler(problem.shape, batch.blocks, batch.size, batch.stride, options.seed)
+    options, accelerator = recipe.training, updater.accelerator
     shares = accelerator.num_processes * options.accumulate
 
     def read(number: int, region: Region | None) -> dict[str, torch.Tensor]:
         step, micro = divmod(number, options.accumulate)
         share = micro * accelerator.num_processes + accelerator.process_index
-        return read_batch(problem, sampler, step, share, shares, region)
+        return batches.read(step, share, shares, region)
+
+    @torch.no_grad()
+    def evaluate(points: torch.Tensor, order: str) -> Jet:
+        return updater.model(points.to(accelerator.device), order, active_levels(recipe, updater.steps))
+
+    def total(tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.to(accelerator.device)
+        processes.sum(tensor)
+        return tensor.cpu()
 
     processes, whole = checkpoints.processes_of(accelerator), whole_weights(accelerator)
     field = accelerator.unwrap_model(updater.model) if whole else None
@@ -256,7 +279,11 @@ def run_steps(
                     field = accelerator.unwrap_model(updater.model)
                     region = Region(field)
                     coming = reader.submit(read, number, region)
-            step, points = updater.steps, sampler.points(updater.steps)
+            if balance_due(recipe, updater.steps):
+                problem.weighting.rebalance(term_sizes(field, problem, problem.options.balance.method))
+            if batches.prepare(updater.steps, evaluate):
+                coming = reader.submit(read, number, region)
+            step, points = updater.steps, batches.points(updater.steps)
             sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
             for _ in range(options.accumulate):
                 data = {name: value.to(accelerator.device) for name, value in coming.result().items()}
@@ -270,6 +297,7 @@ def run_steps(
                 told = (losses.detach().double().sum(), errors.detach().double().sum(), sums.new_tensor(len(losses)))
                 sums += torch.stack(told)
             norm = updater.step()
+            batches.finish(total)
             tracker.update(points)
             if options.sweep_every and updater.steps % options.sweep_every == 0:
                 sweep_field(field, problem.target, problem.shape, recipe, processes)
@@ -284,10 +312,10 @@ def run_steps(
                 if field is not None:
                     preview.draw(field)
             if due(updater, options, saved_at):
-                checkpoints.save(updater, run, options.keep)
+                checkpoints.save(updater, run, options.keep, batches.state())
                 saved_at = time.perf_counter()
     if stop.interrupted and 0 < updater.steps < options.steps:
-        checkpoints.save(updater, run, options.keep)  # so that it can be resumed
+        checkpoints.save(updater, run, options.keep, batches.state())  # so that it can be resumed
 
 
 def whole_weights(accelerator: Accelerator) -> bool:
@@ -315,25 +343,7 @@ def active_levels(recipe: Recipe, step: int) -> int | None:
     return 1 + step * len(recipe.field.levels) // recipe.training.steps
 
 
-def held(region: Region, draw: Draw) -> np.ndarray:
-    """Which of the pixels of a draw lie in a region, bool [n]."""
-    y0, y1, x0, x1 = draw.window
-    return region.lattice(pixel_axis(y0, y1), pixel_axis(x0, x1)).numpy()[draw.iy - y0, draw.ix - x0]
-
-
-def read_batch(
-    problem: Problem, sampler: PixelSampler, step: int, share: int, shares: int, region: Region | None = None
-) -> dict[str, torch.Tensor]:
-    """The share's samples and their coordinates, `points` float64 [n, 2].
-
-    Of pixels outside of `region` there is at most one: none is no batch.
-    """
-    draws = sampler.draws(step, share, shares)
-    if region is not None:
-        kept = [held(region, draw) for draw in draws]
-        first = draws[0].only(np.arange(1))
-        draws = [draw.only(keep) for draw, keep in zip(draws, kept, strict=True) if keep.any()] or [first]
-    parts = [problem.samples(*draw.window, draw.iy, draw.ix) for draw in draws]
-    data = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
-    data["points"] = torch.cat([pixel_centres(draw.iy, draw.ix) for draw in draws])
-    return data
+def balance_due(recipe: Recipe, step: int) -> bool:
+    """Whether the terms of an equation's loss are weighed again before an update."""
+    balance = getattr(recipe.problem, "balance", None)
+    return balance is not None and step % balance.every == 0

@@ -9,7 +9,7 @@ import yaml
 from safetensors import SafetensorError
 
 from cpikan_hr.errors import UserError
-from cpikan_hr.fields import Field
+from cpikan_hr.fields import Box, Field
 from cpikan_hr.recipe import Recipe, dump_recipe, parse_recipe
 from cpikan_hr.training import codec
 from cpikan_hr.training.tensors import map_tensors, save_tensors
@@ -51,7 +51,13 @@ def joined_state(state: dict[str, torch.Tensor], recipe: Recipe, about: dict) ->
     """The state of a field as its recipe lays it out, also where tiles had settled."""
     if not any(name.startswith("settled.") for name in state):
         return state
-    return Field.from_state(recipe.field, about["shape"], about["channels"], state).joined().state_dict()
+    return _field_of(state, recipe, about).joined().state_dict()
+
+
+def _field_of(state: dict[str, torch.Tensor], recipe: Recipe, about: dict) -> Field:
+    box = Box.of(about.get("box"))
+    extent = about["shape"] if box is None else box.extent
+    return Field.from_state(recipe.field, extent, about["channels"], state, box)
 
 
 def load_field(run: str | Path, device: torch.device | str = "cpu", mapped: bool = False) -> Trained:
@@ -100,7 +106,7 @@ def build_field(path: Path, state: dict[str, torch.Tensor], recipe: Recipe, abou
                 device: torch.device | str = "cpu") -> Trained:
     """The field that a file's tensors are. UserError where they do not fit its recipe."""
     try:
-        field = Field.from_state(recipe.field, about["shape"], about["channels"], state)
+        field = _field_of(state, recipe, about)
     except (RuntimeError, IndexError) as error:
         told = str(error).splitlines()[-1].strip()
         raise UserError(f"{path}: its weights do not fit its recipe ({told}); export it again") from None

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from cpikan_hr.problems.batches import PixelBatches
 from cpikan_hr.train import main
 from cpikan_hr.training import loop
 from cpikan_hr.training.update import NonFinite, Updater
@@ -19,7 +20,7 @@ from cpikan_hr.training.update import NonFinite, Updater
 where, rank, step, tile = sys.argv[1], *map(int, sys.argv[2:5])
 here = int(os.environ["RANK"])
 told = {}
-read_batch = loop.read_batch
+read = PixelBatches.read
 
 
 class FaultyUpdater(Updater):
@@ -42,10 +43,10 @@ class FaultyUpdater(Updater):
         return norm
 
 
-def faulty_batch(problem, sampler, number, share, shares, region=None):
-    data = read_batch(problem, sampler, number, share, shares, region)
+def faulty_read(batches, number, share, shares, region=None):
+    data = read(batches, number, share, shares, region)
     if where == "data" and (here, number) == (rank, step):
-        row, column = divmod(tile, -(-problem.shape[1] // 16))
+        row, column = divmod(tile, -(-batches.problem.shape[1] // 16))
         y, x = data["points"].unbind(1)
         inside = (y // 16 == row) & (x // 16 == column)
         assert inside.any()
@@ -53,7 +54,7 @@ def faulty_batch(problem, sampler, number, share, shares, region=None):
     return data
 
 
-loop.Updater, loop.read_batch = FaultyUpdater, faulty_batch
+loop.Updater, PixelBatches.read = FaultyUpdater, faulty_read
 code = main(sys.argv[5:])
 told["code"] = code
 (Path(sys.argv[6]).parent / f"fault_{here}.json").write_text(json.dumps(told))

@@ -12,11 +12,10 @@ from test_loop import lines, losses, write
 from cpikan_hr.data.sampling import PixelSampler
 from cpikan_hr.fields import Field, Region
 from cpikan_hr.problems import build_problem
-from cpikan_hr.problems.base import pixel_centres
+from cpikan_hr.problems.batches import pixel_centres
 from cpikan_hr.recipe import load_recipe
 from cpikan_hr.train import main as train
 from cpikan_hr.training.export import export
-from cpikan_hr.training.loop import read_batch
 from cpikan_hr.training.weights import load_field
 
 sys.path.append(str(Path(__file__).parents[1] / "backends"))
@@ -148,15 +147,16 @@ def test_pixels_are_drawn_where_tiles_train(tmp_path):
     problem = build_problem(recipe)
     field = Field.build(recipe.field, problem.shape, problem.channels)
     field, _ = field.settle({0: torch.arange(24) != 8})
-    region, sampler = Region(field), PixelSampler(problem.shape, 6, 32, 2, 0)
+    region, batches = Region(field), problem.batches(recipe)
+    sampler = batches.sampler
     drawn = torch.cat([pixel_centres(draw.iy, draw.ix) for draw in sampler.draws(3)])
-    found = read_batch(problem, sampler, 3, 0, 1, region)["points"]
+    found = batches.read(3, 0, 1, region)["points"]
     ys, xs = (torch.arange(n, dtype=torch.float64) + 0.5 for n in problem.shape)
     iy, ix = drawn.long().unbind(1)
     expected = drawn[region.lattice(ys, xs)[iy, ix]]
     assert torch.equal(found, expected) and 0 < len(expected) < len(drawn) / 4
     # A share without such a pixel still is a batch.
-    counts = [len(read_batch(problem, sampler, 3, share, 6, region)["points"]) for share in range(6)]
+    counts = [len(batches.read(3, share, 6, region)["points"]) for share in range(6)]
     assert min(counts) == 1 and sum(count for count in counts if count > 1) <= len(expected)
-    whole = np.concatenate([read_batch(problem, sampler, 3, share, 6)["points"] for share in range(6)])
+    whole = np.concatenate([batches.read(3, share, 6)["points"] for share in range(6)])
     assert len(whole) == len(drawn)

@@ -1,0 +1,248 @@
+"""Levenberg-Marquardt on the residual vector of an equation: (J'J + damping D) step = -J'r.
+
+Up to a number of parameters J'J is assembled, from pieces of points that lie beside each other and so see few tiles, and
+factorised. Beyond it the system is solved by conjugate gradients on the Jacobian's blocks, preconditioned by one block
+per tile, to an accuracy that follows the gradient (inexact Newton). D = diag(J'J), never below a share of its mean.
+Damping follows Nielsen (1999).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cpikan_hr.solvers.objective import Step
+from cpikan_hr.solvers.residuals import Block, Residuals
+
+FLOOR = 1e-6  # of D, over the mean of the diagonal
+ELEMENTS = 2**23  # of a dense piece of the Jacobian
+BESIDE = 512  # residuals of a piece of a field of several tiles
+FAILURES = 12  # dampings tried in one iteration
+Total = Callable[[Tensor], None]  # adds a tensor over processes, in place
+
+
+def levenberg_marquardt(
+    residuals: Callable[[int | None], Residuals],
+    iterations: int,
+    damping: float = 1e-3,
+    dense: int = 6000,
+    total: Total = lambda tensor: None,
+    state: dict[str, Tensor] | None = None,
+) -> Iterator[Step]:
+    """Iterates of the field that `residuals(piece)` looks at, which has them when they are yielded.
+
+    Ends where no damping lowers the loss any more.
+    """
+    here = residuals(None)
+    n = here.count
+    if n <= dense:
+        several = any(len(group[0]) > 1 for group in here.parameters)
+        pieces = residuals(BESIDE if several else max(1, ELEMENTS // n))
+        system: Dense | Sparse = Dense(pieces, total)
+    else:
+        system = Sparse(here, total)
+    theta = here.theta()
+    scale, growth, evaluations = damping, 2.0, 0
+    if state:
+        scale, growth, evaluations = float(state["damping"]), float(state["growth"]), int(state["evaluations"])
+    for _ in range(iterations):
+        loss, gradient = system.linearise()
+        for _ in range(FAILURES):
+            step = system.solve(scale)
+            evaluations += 1
+            if step is not None:
+                here.assign(theta + step)
+                squared = here.vector().square().sum()
+                total(squared)
+                found = float(squared)
+                predicted = float(-(step @ (2 * gradient + system.product(step))))
+                if found < loss:  # also false for NaN
+                    break
+            scale, growth = scale * growth, growth * 2
+        else:
+            here.assign(theta)
+            return
+        theta = theta + step
+        ratio = (loss - found) / max(predicted, 1e-300)
+        scale, growth = max(scale * max(1 / 3, 1 - (2 * ratio - 1) ** 3), 1e-15), 2.0
+        kept = {"damping": scale, "growth": growth, "evaluations": evaluations}
+        numbers = {name: torch.tensor(value, dtype=torch.float64) for name, value in kept.items()}
+        yield Step(theta, found, 2 * float(gradient.norm()), evaluations, numbers)
+
+
+class Dense:
+    """J'J as a matrix."""
+
+    def __init__(self, residuals: Residuals, total: Total):
+        self.residuals, self.total = residuals, total
+
+    def linearise(self) -> tuple[float, Tensor]:
+        """The loss and J'r at the field's parameters."""
+        residuals, n = self.residuals, self.residuals.count
+        like = residuals.theta()
+        matrix, gradient, loss = like.new_zeros(n, n), like.new_zeros(n), like.new_zeros(1)
+        for _, found, blocks, columns in residuals.linearised():
+            jacobian, places = dense_rows(residuals, len(found), blocks, columns)
+            if places is None:
+                matrix.addmm_(jacobian.T, jacobian)
+                gradient.addmv_(jacobian.T, found)
+            else:
+                matrix[places[:, None], places] += jacobian.T @ jacobian
+                gradient[places] += jacobian.T @ found
+            loss += found.square().sum()
+        for tensor in (matrix, gradient, loss):
+            self.total(tensor)
+        self.matrix, self.gradient = matrix, gradient
+        diagonal = matrix.diagonal()
+        self.trust = diagonal + FLOOR * diagonal.mean() + 1e-300
+        return float(loss), gradient
+
+    def solve(self, damping: float) -> Tensor | None:
+        """The step, None where the damped matrix is not positive definite in this precision."""
+        damped = self.matrix.clone()
+        damped.diagonal().add_(damping * self.trust)
+        factor, info = torch.linalg.cholesky_ex(damped)
+        if int(info):
+            return None
+        return -torch.cholesky_solve(self.gradient[:, None], factor)[:, 0]
+
+    def product(self, step: Tensor) -> Tensor:
+        """J'J step."""
+        return self.matrix @ step
+
+
+def dense_rows(
+    residuals: Residuals, count: int, blocks: list[Block], columns: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Jacobian rows [count, k] of one piece on the columns that it has, and their numbers [k] (None: all, in order)."""
+    used = {k: torch.unique(torch.cat([b.slots for b in blocks if b.level == k])) for k in {b.level for b in blocks}}
+    width = sum(len(slots) * residuals.sizes[k] for k, slots in used.items())
+    extra = 0 if columns is None else columns.shape[1]
+    like = blocks[0].values
+    out = like.new_zeros(count + 1, width + extra)
+    places, start = [], 0
+    for k, slots in sorted(used.items()):
+        size, begin = residuals.sizes[k], residuals.offsets[k]
+        places.append((begin + slots[:, None] * size + torch.arange(size, device=like.device)).flatten())
+        view = out[:, start : start + len(slots) * size].unflatten(1, (len(slots), size))
+        for block in blocks:
+            if block.level == k:
+                at = torch.searchsorted(slots, block.slots)[:, None].expand_as(block.rows)
+                view.index_put_((block.rows.flatten(), at.flatten()), block.values.flatten(0, 1), accumulate=True)
+        start += len(slots) * size
+    if columns is not None:
+        out[:count, width:] = columns
+        places.append(torch.arange(residuals.offsets[-1], residuals.count, device=like.device))
+    numbers = torch.cat(places)
+    return out[:count], None if len(numbers) == residuals.count else numbers
+
+
+@dataclass
+class Piece:
+    """Residuals [N], Jacobian blocks and constants' columns of one term."""
+
+    found: Tensor
+    blocks: list[Block]
+    columns: Tensor | None
+
+
+class Sparse:
+    """The Jacobian's blocks, and J'J as what it does to a vector."""
+
+    def __init__(self, residuals: Residuals, total: Total, accuracy: float = 0.05, most: int = 200):
+        """`accuracy` of the solution of the linear system, over its right side; `most` products for it."""
+        self.residuals, self.total, self.accuracy, self.most = residuals, total, accuracy, most
+
+    def linearise(self) -> tuple[float, Tensor]:
+        """The loss and J'r at the field's parameters."""
+        residuals = self.residuals
+        self.pieces = [Piece(found, blocks, columns) for _, found, blocks, columns in residuals.linearised()]
+        like = residuals.theta()
+        loss, gradient = like.new_zeros(1), like.new_zeros(residuals.count)
+        self.own = [
+            like.new_zeros(len(group[0]), size, size)
+            for group, size in zip(residuals.parameters, residuals.sizes, strict=True)
+        ]
+        for piece in self.pieces:
+            loss += piece.found.square().sum()
+            self._pull(piece, piece.found, gradient)
+            for block in piece.blocks:
+                gram = torch.bmm(block.values.transpose(1, 2), block.values)
+                self.own[block.level].index_add_(0, block.slots, gram)
+        for tensor in (loss, gradient, *self.own):
+            self.total(tensor)
+        self.gradient = gradient
+        diagonal = torch.cat([own.diagonal(dim1=1, dim2=2).flatten() for own in self.own])
+        constants = residuals.count - len(diagonal)
+        if constants:
+            own = like.new_zeros(constants)
+            for piece in self.pieces:
+                own += piece.columns.square().sum(0)
+            self.total(own)
+            diagonal = torch.cat([diagonal, own])
+        self.trust = diagonal + FLOOR * diagonal.mean() + 1e-300
+        return float(loss), gradient
+
+    def _pull(self, piece: Piece, against: Tensor, out: Tensor) -> None:
+        """Adds J' against of one piece to `out`."""
+        padded = torch.cat([against, against.new_zeros(1)])
+        for block in piece.blocks:
+            table = self._table(out, block.level)
+            table.index_add_(0, block.slots, torch.einsum("tpn,tp->tn", block.values, padded[block.rows]))
+        if piece.columns is not None:
+            out[self.residuals.offsets[-1] :] += piece.columns.T @ against
+
+    def _table(self, vector: Tensor, level: int) -> Tensor:
+        begin, size = self.residuals.offsets[level], self.residuals.sizes[level]
+        count = len(self.residuals.parameters[level][0])
+        return vector[begin : begin + count * size].view(count, size)
+
+    def product(self, step: Tensor) -> Tensor:
+        """J'J step."""
+        out = torch.zeros_like(step)
+        for piece in self.pieces:
+            along = step.new_zeros(len(piece.found) + 1)
+            for block in piece.blocks:
+                part = torch.einsum("tpn,tn->tp", block.values, self._table(step, block.level)[block.slots])
+                along.index_add_(0, block.rows.flatten(), part.flatten())
+            along = along[:-1]
+            if piece.columns is not None:
+                along = along + piece.columns @ step[self.residuals.offsets[-1] :]
+            self._pull(piece, along, out)
+        self.total(out)
+        return out
+
+    def solve(self, damping: float) -> Tensor | None:
+        """The step by preconditioned conjugate gradients; None where a tile's block is not positive definite."""
+        trust = damping * self.trust
+        factors = []
+        for k, own in enumerate(self.own):
+            factor, info = torch.linalg.cholesky_ex(own + torch.diag_embed(self._table(trust, k)))
+            if bool(info.any()):
+                return None
+            factors.append(factor)
+
+        def precondition(vector: Tensor) -> Tensor:
+            out = vector / self.trust / (1 + damping)
+            for k, factor in enumerate(factors):
+                self._table(out, k).copy_(torch.cholesky_solve(self._table(vector, k)[..., None], factor)[..., 0])
+            return out
+
+        step, left = torch.zeros_like(self.gradient), -self.gradient
+        near = precondition(left)
+        along, size = near, float(left @ near)
+        first = size
+        for _ in range(self.most):
+            if size <= self.accuracy**2 * first:
+                break
+            image = self.product(along) + trust * along
+            curve = float(along @ image)
+            if not curve > 0:
+                break
+            length = size / curve
+            step, left = step + length * along, left - length * image
+            near = precondition(left)
+            size, before = float(left @ near), size
+            along = near + size / before * along
+        return step

@@ -1,0 +1,226 @@
+"""All residuals of an equation at fixed points as a function of the field's parameters, with their Jacobian.
+
+theta is one flat vector: level after level, and in a level tile after tile, then the constants. The loss is the sum of
+squares of the rows: every residual times the root of its weight over the number of its group.
+
+A Jacobian's row belongs to one residual, its columns to the few tiles whose windows see its points. So it is kept as
+blocks [tiles, points of a tile, parameters of a tile]: every point gets a copy of its tile's parameters, and one
+ordinary backward through the jets of all copies gives all rows. There is no loop over parameters.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from cpikan_hr.fields import Field, Level
+from cpikan_hr.fields.level import Dispatch
+from cpikan_hr.jets import Jet, multiply
+from cpikan_hr.problems.collocation import Group
+from cpikan_hr.problems.pde import PDE
+
+COPIES = 2**22  # parameters of the copies that are differentiated at once
+
+
+@dataclass(frozen=True)
+class Term:
+    """A group at its points, and which tiles see them."""
+
+    group: Group
+    order: str
+    points: Tensor
+    values: Tensor
+    lift: Tensor | None
+    factor: Tensor | None
+    weight: Tensor  # [N] root of what multiplies the squared residuals
+    dispatches: list[Dispatch]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Jacobian rows of one term with respect to the tiles of one level: `values` [t, P, n], zero where padded.
+
+    `slots` [t]: which of the level's networks; `rows` [t, P]: which residual, at its end one more for the padding.
+    """
+
+    level: int
+    slots: Tensor
+    rows: Tensor
+    values: Tensor
+
+
+class Residuals:
+    """Residual rows of `problem` for a `field`, on share `share` of `shares` of the points of a draw."""
+
+    def __init__(self, field: Field, problem: PDE, draw: int = 0, share: int = 0, shares: int = 1, most: int | None = None
+    ):
+        """`most`: at most so many residuals of each group (None: all)."""
+        self.field, self.problem = field, problem
+        self.levels: list[Level] = [level for level in field.levels if level.network is not None]
+        self.parameters = [[p for p in level.network.parameters() if p.requires_grad] for level in self.levels]
+        self.sizes = [sum(p[0].numel() for p in group) for group in self.parameters]
+        self.terms = list(self._terms(draw, share, shares, most))
+        weighting = problem.weighting
+        for term in self.terms:
+            if term.group.kind == "residual" and weighting.watches:
+                term.weight.mul_(weighting.factors(torch.arange(share, term.group.count, shares)[: len(term.weight)]).sqrt())
+
+    def _terms(self, draw: int, share: int, shares: int, most: int | None) -> Iterator[Term]:
+        problem, device, dtype = self.problem, self.field.device, self.field.mix.dtype
+        for group, (placed, lift, factor) in zip(problem.groups, problem.collocation.placed(draw), strict=True):
+            number = torch.arange(share, group.count, shares)[:most]
+            total = group.count if most is None else min(most, group.count)
+            points = (number[:, None] * group.per + torch.arange(group.per)).flatten()
+            needs = group.kind in ("residual", "interface")
+            slope = group.kind == "periodic" or (group.condition is not None and getattr(group.condition, "derivative", 0))
+            order = problem.order if needs else "gradient" if slope else "value"
+            if not len(number):
+                continue
+            weight = torch.full((len(number),), (problem.weighting.balance[group.name] / total) ** 0.5, dtype=dtype)
+            here = placed.points[points].to(device)
+            yield Term(
+                group, order, here, placed.values[points].to(device, dtype),
+                *(None if part is None else part[points].to(device, dtype) for part in (lift, factor)),
+                weight.to(device), [level.dispatch(here, order) for level in self.levels],
+            )  # fmt: skip
+
+    # ---------------------------------------------------------------------------------------------------- parameters
+
+    @property
+    def count(self) -> int:
+        """Length of theta."""
+        return sum(len(p[0]) * n for p, n in zip(self.parameters, self.sizes, strict=True)) + self._constants
+
+    @property
+    def _constants(self) -> int:
+        return 0 if self.field.constants is None else self.field.constants.values.numel()
+
+    @cached_property
+    def offsets(self) -> list[int]:
+        """Where each level begins in theta; then the constants."""
+        found = [0]
+        for group, size in zip(self.parameters, self.sizes, strict=True):
+            found.append(found[-1] + len(group[0]) * size)
+        return found
+
+    def theta(self) -> Tensor:
+        """The field's parameters."""
+        return self._flat([[p.detach() for p in group] for group in self.parameters],
+                          None if self.field.constants is None else self.field.constants.values.detach())
+
+    def _flat(self, levels: list[list[Tensor]], constants: Tensor | None) -> Tensor:
+        parts = [torch.cat([t.reshape(len(t), -1) for t in group], dim=1).flatten() for group in levels]
+        return torch.cat(parts if constants is None else [*parts, constants])
+
+    @torch.no_grad()
+    def assign(self, theta: Tensor) -> None:
+        """Gives the field these parameters."""
+        for group, size, begin in zip(self.parameters, self.sizes, self.offsets, strict=False):
+            table = theta[begin : begin + len(group[0]) * size].view(len(group[0]), size)
+            for p, values in zip(group, table.split([p[0].numel() for p in group], dim=1), strict=True):
+                p.copy_(values.reshape(p.shape))
+        if self.field.constants is not None:
+            self.field.constants.values.copy_(theta[self.offsets[-1] :])
+
+    @cached_property
+    def blocks(self) -> list[Tensor]:
+        """Sub-problems of theta: the tiles of levels that have several, the layers of levels of one tile; constants go
+        with the last.
+        """
+        found = []
+        for group, size, begin in zip(self.parameters, self.sizes, self.offsets, strict=False):
+            numbers = begin + torch.arange(len(group[0]) * size).view(len(group[0]), size)
+            if len(group[0]) > 1:
+                found += list(numbers)
+            else:
+                found += list(numbers[0].split([p[0].numel() for p in group]))
+        found[-1] = torch.cat([found[-1], torch.arange(self.offsets[-1], self.count)])
+        return found
+
+    # ------------------------------------------------------------------------------------------------------- values
+
+    def rows(self, term: Term) -> Tensor:
+        """Jet rows [R, P, C + K] of the field at a term's points."""
+        total = sum(level.evaluate(term.points, term.order, d) for level, d in zip(self.levels, term.dispatches, strict=True))
+        total = total @ self.field.mix
+        if self.field.constants is not None:
+            total = torch.cat([total, self.field.constants(total)], dim=-1)
+        return total
+
+    def residual(self, term: Term, rows: Tensor) -> Tensor:
+        """Weighted residuals [N, K] of a term from its jet rows."""
+        jet = Jet(rows, term.order, term.points.shape[1])
+        jet = self.problem.solved(jet, term.lift, term.factor)
+        found = self.problem.residuals(term.group, jet, term.points, term.values)
+        return term.weight[:, None] * found
+
+    def vector(self) -> Tensor:
+        """All residual rows [m] at the field's parameters."""
+        with torch.no_grad():
+            return torch.cat([self.residual(term, self.rows(term)).flatten() for term in self.terms])
+
+    def loss_and_gradient(self) -> tuple[float, Tensor]:
+        """Sum of squares and its gradient [n] by one ordinary backward."""
+        constants = [] if self.field.constants is None else [self.field.constants.values]
+        flat = [p for group in self.parameters for p in group] + constants
+        with torch.enable_grad():
+            loss = sum(self.residual(term, self.rows(term)).square().sum() for term in self.terms)
+            found = iter(torch.autograd.grad(loss, flat))
+        levels = [[next(found) for _ in group] for group in self.parameters]
+        return float(loss), self._flat(levels, next(found, None))
+
+    def linearised(self) -> Iterator[tuple[Term, Tensor, list[Block], Tensor | None]]:
+        """Per term and equation: residuals [N], Jacobian blocks, and columns [N, K] of the constants.
+
+        Large terms come in pieces.
+        """
+        for term in self.terms:
+            with torch.no_grad():
+                rows = self.rows(term)
+            rows.requires_grad_()
+            with torch.enable_grad():
+                found = self.residual(term, rows)
+                width = found.shape[1]
+                for k in range(width):
+                    (cotangent,) = torch.autograd.grad(found[:, k].sum(), rows, retain_graph=k + 1 < width)
+                    columns = self._constant_columns(cotangent, term)
+                    inner = cotangent[..., : self.problem.channels] @ self.field.mix.T
+                    blocks = [
+                        block
+                        for number, (level, dispatch) in enumerate(zip(self.levels, term.dispatches, strict=True))
+                        for block in self._level_blocks(number, level, dispatch, term, inner)
+                    ]
+                    yield term, found[:, k].detach(), blocks, columns
+
+    def _constant_columns(self, cotangent: Tensor, term: Term) -> Tensor | None:
+        if self.field.constants is None:
+            return None
+        direct = cotangent[0, :, self.problem.channels :]
+        return direct.unflatten(0, (-1, term.group.per)).sum(1)
+
+    def _level_blocks(
+        self, number: int, level: Level, dispatch: Dispatch, term: Term, cotangent: Tensor
+    ) -> Iterator[Block]:
+        """One row per point and tile that sees it: d (cotangent . windowed jet) / d (the tile's parameters)."""
+        padded = torch.cat([cotangent, cotangent.new_zeros(cotangent.shape[0], 1, cotangent.shape[2])], dim=1)
+        points = torch.cat([term.points, term.points.new_zeros(1, term.points.shape[1])])
+        count, size = len(term.weight), self.sizes[number]
+        width = dispatch.points.shape[1]
+        step = max(1, COPIES // (size * width))
+        for start in range(0, len(dispatch.tiles), step):
+            part = slice(start, start + step)
+            numbers, slots = dispatch.points[part], dispatch.slots[part]
+            copies = level.network.pick(slots.repeat_interleave(width))
+            where = points[numbers].flatten(0, 1)[:, None]
+            tiles = dispatch.tiles[part].repeat_interleave(width)
+            jet = copies(level.inputs(where, tiles, term.order))
+            jet = level.normalised(jet, slots.repeat_interleave(width))
+            window = dispatch.windows[part].flatten(0, 1).to(jet.rows.dtype)[:, :, None, None]
+            seen = multiply(jet, Jet(window, jet.order, jet.dim)).rows[:, :, 0]  # [t P, R, C]
+            against = padded[:, numbers.flatten()].transpose(0, 1)
+            found = torch.autograd.grad((seen * against).sum(), [p for p in copies.parameters() if p.requires_grad])
+            values = torch.cat([g.reshape(len(where), -1) for g in found], dim=1).view(*numbers.shape, size)
+            rows = torch.where(numbers < len(term.points), numbers // term.group.per, count)
+            yield Block(number, slots, rows, values)
