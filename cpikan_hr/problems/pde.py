@@ -204,6 +204,10 @@ class PDE(Problem):
     def batches(self, recipe: Recipe) -> "EquationBatches":
         return EquationBatches(self)
 
+    def picture(self, field: Field, side: int) -> np.ndarray:
+        shape = tuple(min(n, side) for n in self.shape)
+        return self.values(field, self.lattice_points(shape)).reshape(*shape, -1).float().cpu().numpy()
+
     def about(self) -> dict:
         return {"equation": self.name, "axes": list(self.axes), "box": self.box.plain()}
 
@@ -219,16 +223,25 @@ class PDE(Problem):
             parts.append(self.solved(jet, *ansatz).rows)
         return Jet(torch.cat(parts, dim=1), order, points.shape[1])
 
+    def values(self, field: Field, points: Tensor) -> Tensor:
+        """u [n, C] at float64 points [n, D]."""
+        return self.evaluate(field, points).value[:, : self.channels]
+
     def truth(self, points: Tensor) -> Tensor | None:
         """The known answer [n, C] at float64 points, None where there is none."""
         parts = [self.equation.solution(**coordinates(piece, self.axes)) for piece in points.split(CHUNK)]
         return None if parts[0] is None else torch.cat([part.detach() for part in parts])
 
-    def lattice_points(self, shape: tuple[int, ...]) -> Tensor:
-        """The points float64 [n, D] of a lattice over the box, ends included, the last axis fastest."""
+    def lattice_points(self, shape: tuple[int, int]) -> Tensor:
+        """The points float64 [h w, D] of a map: a lattice over the box, ends included, the last axis fastest.
+
+        A line has one row; of three axes the last stands at its end.
+        """
+        ends = list(zip(self.box.low, self.box.high, strict=True))
+        counts = [shape[1]] if len(ends) == 1 else [*shape, 1][: len(ends)]
         lines = [
-            torch.linspace(low, high, count, dtype=torch.float64)
-            for low, high, count in zip(self.box.low, self.box.high, shape, strict=True)
+            torch.linspace(low if count > 1 else high, high, count, dtype=torch.float64)
+            for (low, high), count in zip(ends, counts, strict=True)
         ]
         return torch.stack(torch.meshgrid(*lines, indexing="ij"), dim=-1).flatten(0, -2)
 

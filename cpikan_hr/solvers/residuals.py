@@ -54,37 +54,56 @@ class Block:
 class Residuals:
     """Residual rows of `problem` for a `field`, on share `share` of `shares` of the points of a draw."""
 
-    def __init__(self, field: Field, problem: PDE, draw: int = 0, share: int = 0, shares: int = 1, most: int | None = None
+    def __init__(
+        self,
+        field: Field,
+        problem: PDE,
+        draw: int = 0,
+        share: int = 0,
+        shares: int = 1,
+        most: int | None = None,
+        piece: int | None = None,
     ):
-        """`most`: at most so many residuals of each group (None: all)."""
+        """`most`: at most so many residuals of each group (None: all). `piece`: terms come in pieces of so many, which
+        lie beside each other.
+        """
         self.field, self.problem = field, problem
         self.levels: list[Level] = [level for level in field.levels if level.network is not None]
         self.parameters = [[p for p in level.network.parameters() if p.requires_grad] for level in self.levels]
         self.sizes = [sum(p[0].numel() for p in group) for group in self.parameters]
-        self.terms = list(self._terms(draw, share, shares, most))
-        weighting = problem.weighting
-        for term in self.terms:
-            if term.group.kind == "residual" and weighting.watches:
-                term.weight.mul_(weighting.factors(torch.arange(share, term.group.count, shares)[: len(term.weight)]).sqrt())
+        self.terms = list(self._terms(draw, share, shares, most, piece))
 
-    def _terms(self, draw: int, share: int, shares: int, most: int | None) -> Iterator[Term]:
+    def _terms(self, draw: int, share: int, shares: int, most: int | None, piece: int | None) -> Iterator[Term]:
         problem, device, dtype = self.problem, self.field.device, self.field.mix.dtype
         for group, (placed, lift, factor) in zip(problem.groups, problem.collocation.placed(draw), strict=True):
-            number = torch.arange(share, group.count, shares)[:most]
+            whole = torch.arange(share, group.count, shares)[:most]
             total = group.count if most is None else min(most, group.count)
-            points = (number[:, None] * group.per + torch.arange(group.per)).flatten()
+            if piece and len(whole) > piece:
+                whole = whole[self._place_of(placed.points[whole * group.per]).argsort(stable=True)]
             needs = group.kind in ("residual", "interface")
             slope = group.kind == "periodic" or (group.condition is not None and getattr(group.condition, "derivative", 0))
             order = problem.order if needs else "gradient" if slope else "value"
-            if not len(number):
-                continue
-            weight = torch.full((len(number),), (problem.weighting.balance[group.name] / total) ** 0.5, dtype=dtype)
-            here = placed.points[points].to(device)
-            yield Term(
-                group, order, here, placed.values[points].to(device, dtype),
-                *(None if part is None else part[points].to(device, dtype) for part in (lift, factor)),
-                weight.to(device), [level.dispatch(here, order) for level in self.levels],
-            )  # fmt: skip
+            for number in whole.split(piece or len(whole) or 1):
+                if not len(number):
+                    continue
+                points = (number[:, None] * group.per + torch.arange(group.per)).flatten()
+                weight = torch.full((len(number),), problem.weighting.balance[group.name] / total, dtype=torch.float64)
+                if group.kind == "residual" and problem.weighting.watches:
+                    weight *= problem.weighting.factors(number)
+                here = placed.points[points].to(device)
+                yield Term(
+                    group, order, here, placed.values[points].to(device, dtype),
+                    *(None if part is None else part[points].to(device, dtype) for part in (lift, factor)),
+                    weight.sqrt().to(device, dtype), [level.dispatch(here, order) for level in self.levels],
+                )  # fmt: skip
+
+    def _place_of(self, points: Tensor) -> Tensor:
+        """Number of the tile of the finest level whose core holds each point [n, D]."""
+        grid = max((level.tile_grid for level in self.levels), key=lambda grid: grid.tiles)
+        flat = torch.zeros(len(points), dtype=torch.long)
+        for a, axis in enumerate(grid.axes):
+            flat = flat * axis.count + ((points[:, a] - axis.origin) / axis.stride).long().clamp(0, axis.count - 1)
+        return flat
 
     # ---------------------------------------------------------------------------------------------------- parameters
 
@@ -169,7 +188,7 @@ class Residuals:
             loss = sum(self.residual(term, self.rows(term)).square().sum() for term in self.terms)
             found = iter(torch.autograd.grad(loss, flat))
         levels = [[next(found) for _ in group] for group in self.parameters]
-        return float(loss), self._flat(levels, next(found, None))
+        return float(loss.detach()), self._flat(levels, next(found, None))
 
     def linearised(self) -> Iterator[tuple[Term, Tensor, list[Block], Tensor | None]]:
         """Per term and equation: residuals [N], Jacobian blocks, and columns [N, K] of the constants.
