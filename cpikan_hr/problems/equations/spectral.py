@@ -132,7 +132,7 @@ def allen_cahn_periodic(diffusivity: float, rate: float, points: int = 0, step: 
 def allen_cahn_dirichlet(diffusivity: float, rate: float, points: int = 0, step: float = 1 / 512) -> Field:
     """u_t = D u_xx + rate (u - u^3), u(x, 0) = x^2 cos(pi x), u = -1 at both ends: Chebyshev points.
 
-    u is even: half of the points carry it, in eigenvectors of u_xx. A second for D = 1e-3, half a minute for 1e-4.
+    u is even: half of the points carry it, in eigenvectors of u_xx. Seconds for D = 1e-3, a minute for 1e-4.
     UserError for a diffusivity too small to resolve.
     """
     points = points or max(384, _points(diffusivity, rate, 9.0, 2880))
