@@ -42,7 +42,7 @@ def build(name: str, parameters: dict[str, Any]) -> Equation:
     """The equation with these parameters, its box checked. UserError where one of them or the box makes no sense."""
     kind = find(name)
     known = parameters_of(kind, name)
-    types = get_type_hints(kind)
+    types = _call(f"equation {name}: its annotations", lambda: get_type_hints(kind))
     given = {key: _check_parameter(name, key, value, known, types) for key, value in parameters.items()}
     equation = _call(f"equation {name}", lambda: kind(**given))
     _check_box(name, _call(f"equation {name}: domain()", equation.domain))
@@ -90,7 +90,9 @@ def _check_parameter(name: str, key: str, value: Any, known: dict[str, Field], t
         raise UserError(f"equation {name}: unknown parameter {key!r}; {_hint(str(key), known)}")
     kind = types[key]
     try:
-        value = TypeAdapter(kind).validate_python(value, strict=kind in (int, float, str, bool) or None)
+        # Lenient but for plain types, as YAML has no tuples; what pydantic does not know is taken by isinstance
+        adapter = TypeAdapter(kind, config={"arbitrary_types_allowed": True})
+        value = adapter.validate_python(value, strict=kind in (int, float, str, bool) or None)
     except ValidationError as error:
         wanted = getattr(kind, "__name__", str(kind))
         raise UserError(f"equation {name}: {key} = {value!r} has the wrong type; give a {wanted}") from error
