@@ -21,6 +21,7 @@ from cpikan_hr.training.tensors import load_tensors, save_tensors
 from cpikan_hr.training.update import Updater
 
 LAYOUT = "layout.safetensors"  # in a checkpoint's folder, where tiles have settled
+SOLVE = "solve.safetensors"  # all of a checkpoint of a second-order solver
 BATCHES = "batches.safetensors"  # where points and weights follow from earlier updates
 
 
@@ -51,10 +52,7 @@ def save(updater: Updater, run: Path, keep: int, batches: dict[str, torch.Tensor
                 save_tensors(part / BATCHES, batches)
         with ranks.together(), writing(final):
             if accelerator.is_main_process:
-                os.sync()
-                part.rename(final)
-                for old in complete(run)[:-keep]:
-                    shutil.rmtree(old)
+                _complete(part, run, keep)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -64,6 +62,37 @@ def layout_of(run: Path, checkpoint: Path) -> dict[str, torch.Tensor]:
     """What `Field.layout` was when the checkpoint was written: that of the start, until tiles had settled."""
     path = checkpoint / LAYOUT
     return load_tensors(path if path.is_file() else run / "start.safetensors")
+
+
+def step_of(checkpoint: Path) -> int:
+    """The update or iteration that a checkpoint was written after."""
+    return int(checkpoint.name[5:])
+
+
+def is_second_order(checkpoint: Path) -> bool:
+    """Whether it was written after the updates, by a second-order solver."""
+    return (checkpoint / SOLVE).is_file()
+
+
+def save_second_order(run: Path, step: int, state: dict[str, torch.Tensor], processes: Processes, keep: int) -> None:
+    """Collective. The same for a second-order solver, whose state is alike on all processes."""
+    final = run / "checkpoints" / f"step_{step:08d}"
+    part = final.with_name(final.name + ".part")
+    with processes.together(), writing(final):
+        if processes.rank:
+            return
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        save_tensors(part / SOLVE, state)
+        _complete(part, run, keep)
+
+
+def _complete(part: Path, run: Path, keep: int) -> None:
+    """Gives a whole checkpoint its name and removes the oldest."""
+    os.sync()
+    part.rename(part.with_suffix(""))
+    for old in complete(run)[:-keep]:
+        shutil.rmtree(old)
 
 
 def batches_of(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -108,7 +137,7 @@ def load(updater: Updater, checkpoint: Path) -> None:
         ) from error
     finally:
         completed.remove()
-    updater.steps = int(checkpoint.name[5:])
+    updater.steps = step_of(checkpoint)
 
 
 def _with_empty_buffers(model: torch.nn.Module, state: dict, prefix: str, *_) -> None:

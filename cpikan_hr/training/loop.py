@@ -105,11 +105,12 @@ def fit(
     start = field.layout()
     parameters = field.count_parameters()
     updater = None  # a start that is the answer is written as it lies in its files: nothing is prepared and copied
-    if options.steps or checkpoint is not None:
+    second = checkpoint is not None and checkpoints.is_second_order(checkpoint)
+    if not second and (options.steps or checkpoint is not None):
         optimizer = build_optimizer(field, options, recipe.field)
         updater = Updater(accelerator, field, optimizer, lambda step: rate(step, options), options.clip, options.ema)
     batches = problem.batches(recipe)
-    if checkpoint is not None:
+    if updater and checkpoint is not None:
         checkpoints.load(updater, checkpoint)
         batches.restore(checkpoints.batches_of(checkpoint))
     about = {
@@ -125,7 +126,7 @@ def fit(
                 print(problem.note(), flush=True)
             if levels and checkpoint is None:
                 tell_start(levels, problem, recipe, stop)
-    steps = updater.steps if updater else 0
+    steps = updater.steps if updater else checkpoints.step_of(checkpoint) if second else 0
     total = options.steps + (recipe.solve.iterations if recipe.solve.method != "none" else 0)
     with closing(Tracker(run, total, steps, accelerator.is_main_process)) as tracker:
         tracker.start([] if checkpoint else [described(row, problem) for row in levels])
@@ -134,7 +135,8 @@ def fit(
             steps = updater.steps
         if recipe.solve.method != "none" and steps >= options.steps:
             solved = accelerator.unwrap_model(updater.model) if updater else field
-            steps = solve(solved, problem, recipe, run, processes, stop, tracker, preview)
+            resumed = checkpoint if second else None
+            steps = solve(solved, problem, recipe, run, resumed, processes, stop, tracker, preview)
     state = updater.weights() if updater else field.state_dict()
     with processes.together():
         if accelerator.is_main_process:

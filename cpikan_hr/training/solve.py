@@ -3,8 +3,6 @@
 Processes share the points; what they add up is the same on all of them, and so are the steps they take.
 """
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from cpikan_hr.solvers.schwarz import schwarz
 from cpikan_hr.training import checkpoints
 from cpikan_hr.training.display import Preview
 from cpikan_hr.training.stopping import Stop
-from cpikan_hr.training.tensors import load_tensors, save_tensors
+from cpikan_hr.training.tensors import load_tensors
 from cpikan_hr.training.trackers import Tracker
 
 PATIENCE = 10  # iterations over which the loss has to fall
@@ -48,21 +46,20 @@ def solve(
     problem: PDE,
     recipe: Recipe,
     run: Path,
+    checkpoint: Path | None,
     processes: Processes,
     stop: Stop,
     tracker: Tracker,
     preview: Preview,
 ) -> int:
-    """Collective. Iterates from where the newest checkpoint of this phase or the updates left off; returns the number
-    of updates and iterations made.
+    """Collective. Iterates from where a checkpoint of this phase, or the updates, left off; returns the number of
+    updates and iterations made.
     """
     options, training = recipe.solve, recipe.training
     done, state = 0, None
-    newest = (checkpoints.complete(run) or [None])[-1]
-    kept = newest / "solve.safetensors" if newest is not None else None
-    if recipe.resume != "never" and kept is not None and kept.is_file():
-        state = load_tensors(kept)
-        done = int(newest.name[5:]) - training.steps
+    if checkpoint is not None:
+        state = load_tensors(checkpoint / checkpoints.SOLVE)
+        done = checkpoints.step_of(checkpoint) - training.steps
         Residuals(field, problem).assign(state.pop("theta"))
     losses: list[float] = []
     while done < options.iterations:
@@ -81,7 +78,8 @@ def solve(
                 tracker.log(number, told | residual_figure(field, problem, draw))
                 preview.draw(field)
             if training.checkpoint_steps and done % training.checkpoint_steps == 0:
-                save(run, number, step, processes, training.keep)
+                kept = {"theta": step.theta, **step.state}
+                checkpoints.save_second_order(run, number, kept, processes, training.keep)
             if stop.agreed(processes) or settled(losses, options.tolerance):
                 return number
         if done == before:  # no step lowers the loss any more
@@ -136,18 +134,3 @@ def settled(losses: list[float], tolerance: float) -> bool:
     """Whether the loss has stopped to fall."""
     return bool(tolerance) and len(losses) > PATIENCE and losses[-1] > losses[-1 - PATIENCE] * (1 - tolerance)
 
-
-def save(run: Path, number: int, step: Step, processes: Processes, keep: int) -> None:
-    """Collective. A checkpoint of this phase: theta and what its solver needs, whole or not at all."""
-    with processes.together():
-        if processes.rank:
-            return
-        final = run / "checkpoints" / f"step_{number:08d}"
-        part = final.with_name(final.name + ".part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        save_tensors(part / "solve.safetensors", {"theta": step.theta, **step.state})
-        os.sync()
-        part.rename(final)
-        for old in checkpoints.complete(run)[:-keep]:
-            shutil.rmtree(old)
