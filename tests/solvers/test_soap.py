@@ -1,17 +1,22 @@
 """SOAP over tiled networks: its factors, tiles that keep to themselves, resuming, and backends that shard."""
 
 import io
+import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from accelerate.utils import DistributedType
+from PIL import Image
 
 from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Field
 from cpikan_hr.recipe import FieldOptions, TrainingOptions
 from cpikan_hr.solvers.optimizers import build_optimizer
 from cpikan_hr.solvers.soap import TileSOAP
+from cpikan_hr.train import main as train_recipe
 from cpikan_hr.training.backend import check_optimizer
 
 SHAPES = [(6, 3, 8, 5), (6, 8, 1, 5), (6, 8), (7,)]  # [tiles, in, out, terms], [tiles, out], and flat terms
@@ -118,3 +123,29 @@ def test_backends_that_shard_parameters_are_refused_in_one_line(backend):
         check_optimizer(SimpleNamespace(distributed_type=backend), optimizer)
     assert "\n" not in str(refused.value)
     check_optimizer(SimpleNamespace(distributed_type=DistributedType.MULTI_CPU), optimizer)
+
+
+def test_a_run_resumed_from_its_checkpoint_gives_the_same_losses(tmp_path):
+    y, x = np.mgrid[0:32, 0:64]
+    Image.fromarray((128 + 100 * np.sin(x / 5) * np.cos(y / 7)).astype(np.uint8)).save(tmp_path / "picture.png")
+    level = {"tile": 16, "overlap": 0.25, "network": {"kind": "cpikan", "hidden": [6], "degree": 4}}
+    training = {"steps": 24, "optimizer": "soap", "lr": 3e-3, "schedule": "constant", "warmup": 0, "log_every": 1}
+    tree = {
+        "output": "unused",
+        "problem": {"kind": "image", "path": str(tmp_path / "picture.png")},
+        "field": {"levels": [level]},
+        "batch": {"blocks": 2, "size": 32, "stride": 1},
+        "training": training | {"checkpoint_steps": 12, "keep": 2},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    words, run = ["--config", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path / "run")], tmp_path / "run"
+
+    def losses() -> list[float]:
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        return [row["loss"] for row in rows if "loss" in row]
+
+    assert train_recipe(words) == 0
+    whole = losses()
+    assert train_recipe([*words, "--resume", str(run / "checkpoints" / "step_00000012")]) == 0
+    assert losses() == whole and len(whole) == 24
+    assert min(whole[-4:]) < 0.5 * whole[0]
