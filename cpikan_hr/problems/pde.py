@@ -14,10 +14,10 @@ from cpikan_hr.fields import Box, Field
 from cpikan_hr.jets import Jet, row_count
 from cpikan_hr.problems.base import Problem
 from cpikan_hr.problems.collocation import Collocation, Group
+from cpikan_hr.problems.equation_batches import EquationBatches
 from cpikan_hr.problems.equations import build
 from cpikan_hr.problems.equations.base import Condition, Equation, Periodic, Solution, coordinates
 from cpikan_hr.problems.equations.constraints import Ansatz, constrained, is_hard
-from cpikan_hr.problems.equation_batches import EquationBatches
 from cpikan_hr.problems.weighting import Weighting
 from cpikan_hr.recipe import PDEProblem, Recipe
 

@@ -13,7 +13,6 @@ from cpikan_hr.recipe.section import Section
 from cpikan_hr.recipe.whole import Problem, Recipe
 
 
-
 def load_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:
     """Reads a YAML recipe and applies `--section.option value` pairs.
 

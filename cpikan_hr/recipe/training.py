@@ -53,12 +53,12 @@ class BatchOptions(Section):
 class TrainingOptions(Section):
     steps: int = Field(200, ge=0, description="optimizer updates")
     seed: int = Field(0, ge=0, description="of weights, pixels and order")
-    optimizer: Literal["adam", "adamw", "nadam", "radam", "adamax", "rmsprop", "sgd"] = Field(
-        "adam", description="torch.optim"
+    optimizer: Literal["adam", "adamw", "nadam", "radam", "adamax", "rmsprop", "sgd", "soap"] = Field(
+        "adam", description="torch.optim's; soap: pytorch-optimizer's, not under DeepSpeed or FSDP2"
     )
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
-    betas: tuple[float, float] = Field((0.9, 0.99), description="moment decay of the Adam family")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled for adamw, L2 otherwise")
+    betas: tuple[float, float] = Field((0.9, 0.99), description="moment decay of the Adam family and of soap")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled for adamw and soap, L2 otherwise")
     schedule: Literal["constant", "cosine", "exponential"] = Field("cosine", description="decay after the warm-up")
     warmup: int = Field(10, ge=0, description="updates of linear warm-up")
     final_lr: float = Field(0.01, gt=0, le=1, description="learning rate at the end over the peak")

@@ -75,9 +75,7 @@ def _accepted(start: Point, trial: Point, curvature: float) -> bool:
         return False
     if trial.loss <= start.loss + DECREASE * trial.length * start.slope:
         return True
-    return (
-        trial.slope <= (2 * APPROXIMATE - 1) * start.slope and trial.loss <= start.loss + NOISE * abs(start.loss)
-    )
+    return trial.slope <= (2 * APPROXIMATE - 1) * start.slope and trial.loss <= start.loss + NOISE * abs(start.loss)
 
 
 def _longer(start: Point, low: Point) -> float:

@@ -9,7 +9,8 @@ from torch import Tensor
 class Objective(Protocol):
     """A loss of the flat parameter vector theta [n], float64, the same on every process."""
 
-    blocks: list[Tensor]  # int64 numbers of the parameters of each sub-problem (layers, sub-domains); disjoint, cover all
+    # int64 numbers of the parameters of each sub-problem (layers of a network, or sub-domains); disjoint, cover all
+    blocks: list[Tensor]
 
     def gradient(self, theta: Tensor) -> tuple[float, Tensor]:
         """Loss and gradient [n] there."""

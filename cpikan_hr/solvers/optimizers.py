@@ -1,4 +1,4 @@
-"""First-order optimisers and learning-rate schedules, all from torch."""
+"""First-order optimisers and learning-rate schedules: torch's, and SOAP."""
 
 import math
 from copy import deepcopy
@@ -29,6 +29,10 @@ def build_optimizer(field: Field, options: TrainingOptions, levels: FieldOptions
     ]
     if field.constants is not None:
         groups.append({"params": list(field.constants.parameters()), "lr": options.lr})
+    if options.optimizer == "soap":
+        from cpikan_hr.solvers.soap import TileSOAP  # its library takes seconds to import
+
+        return TileSOAP(groups, options.lr, options.betas, options.weight_decay)
     extra = {} if options.optimizer in ("rmsprop", "sgd") else {"betas": options.betas}
     return _CLASSES[options.optimizer](groups, lr=options.lr, weight_decay=options.weight_decay, **extra)
 
@@ -47,6 +51,9 @@ def carry_state(old: Optimizer, before: Field, new: Optimizer, after: Field, row
                 key: value[rows[name]] if torch.is_tensor(value) and value.shape == shape else deepcopy(value)
                 for key, value in old.state[earlier[name]].items()
             }
+    for group, group_before in zip(new.param_groups, old.param_groups, strict=True):
+        if "step" in group_before:  # SOAP counts its updates there
+            group["step"] = group_before["step"]
 
 
 def rate(step: int, options: TrainingOptions) -> float:

@@ -119,7 +119,7 @@ class Limited(Scaled):
 
 
 def update_inverse_hessian(matrix: Tensor, s: Tensor, y: Tensor, curvature: float, method: str) -> bool:
-    """H [n, n] in place, so that H y = s; it stays symmetric and positive definite where y's > 0.
+    """H [n, n] in place, so that H y = s; it stays symmetric, and positive definite where y's > 0.
 
     curvature: s'Bs with B the inverse of H; for a step a d along d = -H g it is -a^2 d'g. Returns False, H being as it
     was, where rounding has taken H's positive definiteness.
@@ -130,13 +130,9 @@ def update_inverse_hessian(matrix: Tensor, s: Tensor, y: Tensor, curvature: floa
         return False
     tau, phi = scaling(yhy / ys, curvature / ys, len(s), method)
     v = s / ys - hy / yhy
-    # Each factor takes its root, and the sign is left: u u' is then symmetric to the last bit.
-    u = hy / math.sqrt(yhy * tau)
-    matrix.addr_(u, u, beta=1 / tau, alpha=-1)
-    u = v * math.sqrt(abs(phi) * yhy / tau)
-    matrix.addr_(u, u, alpha=1 if phi >= 0 else -1)
-    u = s / math.sqrt(ys)
-    matrix.addr_(u, u)
+    matrix.addr_(hy, hy, beta=1 / tau, alpha=-1 / (tau * yhy))
+    matrix.addr_(v, v, alpha=phi * yhy / tau)
+    matrix.addr_(s, s, alpha=1 / ys)
     return True
 
 

@@ -8,6 +8,7 @@ domain-decomposition based preconditioning strategies" (arXiv 2306.17648), ASPQN
 secant pair begins at the preconditioned iterate; beyond that, the way to this iterate gives a pair as well, for free.
 """
 
+from collections import deque
 from collections.abc import Iterator
 
 import torch
@@ -82,7 +83,5 @@ def multiplicative(objective: Objective, now: Iterate, local: int) -> Iterate | 
 
 
 def _solve_block(objective: Objective, theta: Tensor, block: Tensor, local: int) -> Step | None:
-    last = None
-    for last in quasi_newton(Restricted(objective, theta, block), theta[block], "lbfgs", local):
-        pass
-    return last
+    local_steps = quasi_newton(Restricted(objective, theta, block), theta[block], "lbfgs", local)
+    return next(iter(deque(local_steps, maxlen=1)), None)

@@ -108,8 +108,15 @@ def precision_of(accelerator: Accelerator) -> str:
 def check_optimizer(accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> None:
     """Under optimizer offload Accelerate replaces *any* optimizer by DeepSpeedCPUAdam, silently; only Adam may pass.
 
-    Raises: UserError for another optimizer, or for AMSGrad/maximize, which DeepSpeedCPUAdam has not.
+    Raises: UserError for another optimizer, or for AMSGrad/maximize, which DeepSpeedCPUAdam has not; and for one that
+    needs the parameters' shapes where the backend shards them.
     """
+    sharding = (DistributedType.DEEPSPEED, DistributedType.FSDP)
+    if getattr(optimizer, "needs_shapes", False) and accelerator.distributed_type in sharding:
+        raise UserError(
+            f"optimizer {type(optimizer).__name__} needs whole parameters, DeepSpeed and FSDP2 would give it flat "
+            "shards; use adam, or a launch file without sharding (ddp, ddp_cpu)"
+        )
     if offload_device(accelerator, "offload_optimizer") == "none":
         return
     name = type(optimizer).__name__

@@ -94,7 +94,7 @@ def test_processes_that_share_the_pass_find_the_same(monkeypatch):
         assert all(torch.allclose(other[k], value, rtol=1e-12) for k, value in one.items())
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "nadam", "radam", "adamax", "rmsprop", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "nadam", "radam", "adamax", "rmsprop", "sgd", "soap"])
 @pytest.mark.parametrize("wholly", [False, True])
 def test_the_next_updates_are_those_with_the_settled_tiles_held_fixed(optimizer, wholly):
     """Exactly, in float64, and with pixels that no trained tile sees left out."""

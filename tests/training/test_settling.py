@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 from test_loop import lines, losses, write
 
-from cpikan_hr.data.sampling import PixelSampler
 from cpikan_hr.fields import Field, Region
 from cpikan_hr.problems import build_problem
 from cpikan_hr.problems.batches import pixel_centres
