@@ -79,7 +79,7 @@ def solve(
                 preview.draw(field)
             if training.checkpoint_steps and done % training.checkpoint_steps == 0:
                 kept = {"theta": step.theta, **step.state}
-                checkpoints.save_second_order(run, number, kept, processes, training.keep)
+                checkpoints.save_second_order(run, number, kept, field, processes, training.keep)
             if stop.agreed(processes) or settled(losses, options.tolerance):
                 return number
         if done == before:  # no step lowers the loss any more
