@@ -49,7 +49,7 @@ def save_preview(
         axes = figure.add_subplot(1, len(arrays), index + 1)
         axes.set_axis_off()
         axes.set_title(title)
-        array = np.squeeze(array)
+        array = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
         if array.ndim == 3:
             axes.imshow(np.clip(array / (255 if array.max() > 1 else 1), 0, 1))
             continue
@@ -58,7 +58,8 @@ def save_preview(
             high = max(abs(v) for v in _percentiles([array]))
             low = -high
         colours = "RdBu_r" if _is_difference(title) else "viridis"
-        drawn = axes.imshow(array, vmin=low, vmax=high, cmap=colours, interpolation="nearest")
+        line = "auto" if min(array.shape) == 1 else None  # else it would be too thin to be seen
+        drawn = axes.imshow(array, vmin=low, vmax=high, cmap=colours, interpolation="nearest", aspect=line)
         figure.colorbar(drawn, ax=axes, label=unit, shrink=0.8)
     with whole_file(path) as part:
         canvas.print_figure(part, format="png", dpi=dpi)
