@@ -17,6 +17,7 @@ from cpikan_hr.problems.collocation import Collocation, Group
 from cpikan_hr.problems.equation_batches import EquationBatches
 from cpikan_hr.problems.equations import build
 from cpikan_hr.problems.equations.base import Condition, Equation, Periodic, Solution, coordinates
+from cpikan_hr.problems.equations.checks import checked_conditions
 from cpikan_hr.problems.equations.constraints import Ansatz, constrained, is_hard
 from cpikan_hr.problems.weighting import Weighting
 from cpikan_hr.recipe import PDEProblem, Recipe
@@ -39,12 +40,13 @@ class PDE(Problem):
         self.equation: Equation = build(options.equation, dict(options.parameters))
         self.name = type(self.equation).__name__
         self.axes, self.channels = self.equation.axes, self.equation.channels
-        self.order, self.residual_width = self._needs()
-        self._check_field(recipe)
-        ends = list(self.equation.domain().values())
-        conditions = self.equation.conditions()
+        self._ends = self.equation.domain()
+        self._conditions = conditions = checked_conditions(self.equation, options.equation)
         if not conditions and not options.measurements:
             raise UserError(f"{options.equation}: no condition on any face; without one the answer is not determined")
+        self.order, self.residual_width = self._needs()
+        self._check_field(recipe)
+        ends = list(self._ends.values())
         hard = [c for c in conditions if options.constraints == "hard" and is_hard(c, self.equation)]
         periodic = tuple(self.axes.index(c.axis) for c in hard if isinstance(c, Periodic))
         for axis in periodic:
@@ -78,15 +80,20 @@ class PDE(Problem):
 
     def _needs(self) -> tuple[str, int]:
         """The jet order of the residual and its conditions, found by asking with zeros; and how many equations."""
-        probe = Probe(self.axes, self.channels)
-        point = {axis: torch.zeros(1, 1, dtype=torch.float64) + sum(self.equation.domain()[axis]) / 2 for axis in self.axes}
+        probe, name = Probe(self.axes, self.channels), self.options.equation
+        point = {axis: torch.full((1, 1), sum(ends) / 2, dtype=torch.float64) for axis, ends in self._ends.items()}
         try:
             found = self.equation.residual(probe, **point)
         except AttributeError as error:
-            raise UserError(f"{self.options.equation}: residual asks for {error}") from None
+            raise UserError(f"{name}: residual asks for {error}") from None
         except TypeError as error:
-            raise UserError(f"{self.options.equation}: residual(self, u, {', '.join(self.axes)}): {error}") from None
-        slopes = any(isinstance(c, Periodic) or c.derivative for c in self.equation.conditions())
+            raise UserError(f"{name}: residual(self, u, {', '.join(self.axes)}): {error}") from None
+        except Exception as error:  # an equation is a user's file
+            raise UserError(f"{name}: residual raised {type(error).__name__}: {error}; correct the equation") from None
+        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != 1:
+            told = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            raise UserError(f"{name}: residual gives {told} at one point; give a tensor [n, K] of K equations")
+        slopes = any(isinstance(c, Periodic) or c.derivative for c in self._conditions)
         first, second = bool(probe.asked[1]) or slopes, bool(probe.asked[2])
         return "hessian" if second else "gradient" if first else "value", found.shape[-1]
 
@@ -121,11 +128,16 @@ class PDE(Problem):
             if self.options.unknown:
                 raise UserError("problem.unknown: coefficients are found from data; give problem.measurements")
             return None
+        low, high = (torch.tensor(end, dtype=torch.float64) for end in zip(*self._ends.values(), strict=True))
         if options.path:
             table = read_table(Path(options.path), len(self.axes) + self.channels)
-            return table[:, : len(self.axes)], table[:, len(self.axes) :]
+            points = table[:, : len(self.axes)]
+            outside = ((points < low) | (points > high)).any(1)
+            if outside.any():
+                line = int(outside.nonzero()[0]) + 1
+                raise UserError(f"problem.measurements.path: {options.path}: measurement {line} is outside the box")
+            return points, table[:, len(self.axes) :]
         rng = np.random.default_rng([seed, 777])
-        low, high = (torch.tensor(end, dtype=torch.float64) for end in zip(*self.equation.domain().values(), strict=True))
         points = low + (high - low) * torch.from_numpy(rng.random((options.points, len(self.axes))))
         truth = self.equation.solution(**coordinates(points, self.axes))
         if truth is None:
@@ -270,9 +282,9 @@ def read_table(path: Path, columns: int) -> Tensor:
         if path.suffix == ".npy":
             table = np.load(path)
         else:
-            with path.open() as lines:
-                named = any(letter.isalpha() and letter not in "eE" for letter in next(lines, ""))
-            table = np.loadtxt(path, delimiter=",", skiprows=int(named), ndmin=2)
+            lines = path.read_text().splitlines()
+            lines = lines[1:] if lines and not _is_row(lines[0]) else lines
+            table = np.loadtxt(lines, delimiter=",", ndmin=2) if lines else np.zeros((0, 0))
     except (OSError, ValueError, UnicodeDecodeError) as error:
         raise UserError(f"problem.measurements.path: {path}: cannot be read as a table ({error})") from None
     if table.ndim != 2 or table.shape[1] != columns or not len(table):
@@ -280,6 +292,14 @@ def read_table(path: Path, columns: int) -> Tensor:
     if not np.isfinite(table).all():
         raise UserError(f"problem.measurements.path: {path}: has numbers that are not finite")
     return torch.from_numpy(np.asarray(table, dtype=np.float64))
+
+
+def _is_row(line: str) -> bool:
+    """Whether a line of a csv file has numbers, such as nan, and no names."""
+    try:
+        return bool([float(cell) for cell in line.split(",")])
+    except ValueError:
+        return False
 
 
 def _no_such(where: str, name: str, known: list[str]) -> str:
