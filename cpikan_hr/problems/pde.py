@@ -14,10 +14,10 @@ from cpikan_hr.fields import Box, Field
 from cpikan_hr.jets import Jet, row_count
 from cpikan_hr.problems.base import Problem
 from cpikan_hr.problems.collocation import Collocation, Group
+from cpikan_hr.problems.equation_batches import EquationBatches
 from cpikan_hr.problems.equations import build
 from cpikan_hr.problems.equations.base import Condition, Equation, Periodic, Solution, coordinates
 from cpikan_hr.problems.equations.constraints import Ansatz, constrained, is_hard
-from cpikan_hr.problems.equation_batches import EquationBatches
 from cpikan_hr.problems.weighting import Weighting
 from cpikan_hr.recipe import PDEProblem, Recipe
 
@@ -64,6 +64,9 @@ class PDE(Problem):
         soft = [c for c in conditions if c not in hard]
         self.ansatz = Ansatz(self.equation) if any(isinstance(c, Condition) for c in hard) else None
         edges = [self._edges(recipe, axis) for axis in range(len(ends))]
+        most = max(map(len, edges))
+        if 0 < options.points.interface < most:
+            raise UserError(f"problem.points.interface: {most} interfaces along an axis need at least one point each")
         self.collocation = Collocation(
             self.equation, options.points, self.order, recipe.training.seed, self.ansatz, soft, edges,
             self._measured(recipe.training.seed),
@@ -104,7 +107,8 @@ class PDE(Problem):
 
     def _check_weights(self) -> None:
         parts = ("value", "residual", "flux")
-        known = ["residual", "measurements", *(g.name for g in self.groups), *(f"interface_{p}" for p in parts)]
+        groups = [group.name for group in self.groups if group.kind != "interface"]
+        known = ["residual", "measurements", *groups, *(f"interface_{p}" for p in parts)]
         for name in self.options.weights:
             if name not in known:
                 raise UserError(_no_such("problem.weights", name, known))
@@ -197,6 +201,11 @@ class PDE(Problem):
             losses.append(squared * share * self.weighting.balance[group.name])
             errors.append(error)
         return torch.cat(losses), torch.cat(errors)
+
+    def slices(self, points: Tensor) -> Tensor:
+        """Which slice of time, of the causal weights, interior points [N, D] are in."""
+        axis = self.axes.index("t")
+        return self.weighting.slices(points[:, axis], self.box.low[axis], self.box.high[axis])
 
     def figure(self, mean_squared_error: float) -> tuple[str, float]:
         return "residual", math.sqrt(max(mean_squared_error, 0.0))
