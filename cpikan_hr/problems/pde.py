@@ -18,6 +18,7 @@ from cpikan_hr.problems.equation_batches import EquationBatches
 from cpikan_hr.problems.equations import build
 from cpikan_hr.problems.equations.base import Condition, Equation, Periodic, Solution, coordinates
 from cpikan_hr.problems.equations.constraints import Ansatz, constrained, is_hard
+from cpikan_hr.problems.measurements import check_inside, read_table
 from cpikan_hr.problems.weighting import Weighting
 from cpikan_hr.recipe import PDEProblem, Recipe
 
@@ -125,11 +126,14 @@ class PDE(Problem):
             if self.options.unknown:
                 raise UserError("problem.unknown: coefficients are found from data; give problem.measurements")
             return None
+        ends = zip(*self.equation.domain().values(), strict=True)
+        low, high = (torch.tensor(end, dtype=torch.float64) for end in ends)
         if options.path:
             table = read_table(Path(options.path), len(self.axes) + self.channels)
-            return table[:, : len(self.axes)], table[:, len(self.axes) :]
+            points = table[:, : len(self.axes)]
+            check_inside(points, low, high, f"problem.measurements.path: {options.path}")
+            return points, table[:, len(self.axes) :]
         rng = np.random.default_rng([seed, 777])
-        low, high = (torch.tensor(end, dtype=torch.float64) for end in zip(*self.equation.domain().values(), strict=True))
         points = low + (high - low) * torch.from_numpy(rng.random((options.points, len(self.axes))))
         truth = self.equation.solution(**coordinates(points, self.axes))
         if truth is None:
@@ -271,24 +275,6 @@ class Probe:
         found = getattr(self._solution, name)
         self.asked[len(name)].add(name)
         return found
-
-
-def read_table(path: Path, columns: int) -> Tensor:
-    """Measurements, float64 [M, columns], of a csv file without or with one line of names, or of an npy file."""
-    try:
-        if path.suffix == ".npy":
-            table = np.load(path)
-        else:
-            with path.open() as lines:
-                named = any(letter.isalpha() and letter not in "eE" for letter in next(lines, ""))
-            table = np.loadtxt(path, delimiter=",", skiprows=int(named), ndmin=2)
-    except (OSError, ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"problem.measurements.path: {path}: cannot be read as a table ({error})") from None
-    if table.ndim != 2 or table.shape[1] != columns or not len(table):
-        raise UserError(f"problem.measurements.path: {path}: shape {table.shape}, {columns} columns are needed")
-    if not np.isfinite(table).all():
-        raise UserError(f"problem.measurements.path: {path}: has numbers that are not finite")
-    return torch.from_numpy(np.asarray(table, dtype=np.float64))
 
 
 def _no_such(where: str, name: str, known: list[str]) -> str:
