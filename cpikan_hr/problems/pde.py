@@ -18,6 +18,7 @@ from cpikan_hr.problems.equation_batches import EquationBatches
 from cpikan_hr.problems.equations import build
 from cpikan_hr.problems.equations.base import Condition, Equation, Periodic, Solution, coordinates
 from cpikan_hr.problems.equations.constraints import Ansatz, constrained, is_hard
+from cpikan_hr.problems.measurements import check_inside, read_table
 from cpikan_hr.problems.weighting import Weighting
 from cpikan_hr.recipe import PDEProblem, Recipe
 
@@ -64,6 +65,9 @@ class PDE(Problem):
         soft = [c for c in conditions if c not in hard]
         self.ansatz = Ansatz(self.equation) if any(isinstance(c, Condition) for c in hard) else None
         edges = [self._edges(recipe, axis) for axis in range(len(ends))]
+        most = max(map(len, edges))
+        if 0 < options.points.interface < most:
+            raise UserError(f"problem.points.interface: {most} interfaces along an axis need at least one point each")
         self.collocation = Collocation(
             self.equation, options.points, self.order, recipe.training.seed, self.ansatz, soft, edges,
             self._measured(recipe.training.seed),
@@ -104,7 +108,8 @@ class PDE(Problem):
 
     def _check_weights(self) -> None:
         parts = ("value", "residual", "flux")
-        known = ["residual", "measurements", *(g.name for g in self.groups), *(f"interface_{p}" for p in parts)]
+        groups = [group.name for group in self.groups if group.kind != "interface"]
+        known = ["residual", "measurements", *groups, *(f"interface_{p}" for p in parts)]
         for name in self.options.weights:
             if name not in known:
                 raise UserError(_no_such("problem.weights", name, known))
@@ -121,11 +126,14 @@ class PDE(Problem):
             if self.options.unknown:
                 raise UserError("problem.unknown: coefficients are found from data; give problem.measurements")
             return None
+        ends = zip(*self.equation.domain().values(), strict=True)
+        low, high = (torch.tensor(end, dtype=torch.float64) for end in ends)
         if options.path:
             table = read_table(Path(options.path), len(self.axes) + self.channels)
-            return table[:, : len(self.axes)], table[:, len(self.axes) :]
+            points = table[:, : len(self.axes)]
+            check_inside(points, low, high, f"problem.measurements.path: {options.path}")
+            return points, table[:, len(self.axes) :]
         rng = np.random.default_rng([seed, 777])
-        low, high = (torch.tensor(end, dtype=torch.float64) for end in zip(*self.equation.domain().values(), strict=True))
         points = low + (high - low) * torch.from_numpy(rng.random((options.points, len(self.axes))))
         truth = self.equation.solution(**coordinates(points, self.axes))
         if truth is None:
@@ -198,6 +206,11 @@ class PDE(Problem):
             errors.append(error)
         return torch.cat(losses), torch.cat(errors)
 
+    def slices(self, points: Tensor) -> Tensor:
+        """Which slice of time, of the causal weights, interior points [N, D] are in."""
+        axis = self.axes.index("t")
+        return self.weighting.slices(points[:, axis], self.box.low[axis], self.box.high[axis])
+
     def figure(self, mean_squared_error: float) -> tuple[str, float]:
         return "residual", math.sqrt(max(mean_squared_error, 0.0))
 
@@ -262,24 +275,6 @@ class Probe:
         found = getattr(self._solution, name)
         self.asked[len(name)].add(name)
         return found
-
-
-def read_table(path: Path, columns: int) -> Tensor:
-    """Measurements, float64 [M, columns], of a csv file without or with one line of names, or of an npy file."""
-    try:
-        if path.suffix == ".npy":
-            table = np.load(path)
-        else:
-            with path.open() as lines:
-                named = any(letter.isalpha() and letter not in "eE" for letter in next(lines, ""))
-            table = np.loadtxt(path, delimiter=",", skiprows=int(named), ndmin=2)
-    except (OSError, ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"problem.measurements.path: {path}: cannot be read as a table ({error})") from None
-    if table.ndim != 2 or table.shape[1] != columns or not len(table):
-        raise UserError(f"problem.measurements.path: {path}: shape {table.shape}, {columns} columns are needed")
-    if not np.isfinite(table).all():
-        raise UserError(f"problem.measurements.path: {path}: has numbers that are not finite")
-    return torch.from_numpy(np.asarray(table, dtype=np.float64))
 
 
 def _no_such(where: str, name: str, known: list[str]) -> str:

@@ -74,7 +74,14 @@ def is_second_order(checkpoint: Path) -> bool:
     return (checkpoint / SOLVE).is_file()
 
 
-def save_second_order(run: Path, step: int, state: dict[str, torch.Tensor], processes: Processes, keep: int) -> None:
+def save_second_order(
+    run: Path,
+    step: int,
+    state: dict[str, torch.Tensor],
+    batches: dict[str, torch.Tensor],
+    processes: Processes,
+    keep: int,
+) -> None:
     """Collective. The same for a second-order solver, whose state is alike on all processes."""
     final = run / "checkpoints" / f"step_{step:08d}"
     part = final.with_name(final.name + ".part")
@@ -84,6 +91,8 @@ def save_second_order(run: Path, step: int, state: dict[str, torch.Tensor], proc
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         save_tensors(part / SOLVE, state)
+        if batches:
+            save_tensors(part / BATCHES, batches)
         _complete(part, run, keep)
 
 
@@ -96,7 +105,7 @@ def _complete(part: Path, run: Path, keep: int) -> None:
 
 
 def batches_of(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """What `save` was given as `batches`."""
+    """What a checkpoint was given as `batches`."""
     path = checkpoint / BATCHES
     return load_tensors(path) if path.is_file() else {}
 

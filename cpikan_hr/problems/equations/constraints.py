@@ -15,6 +15,8 @@ from cpikan_hr.errors import UserError
 from cpikan_hr.jets import Jet, add, multiply
 from cpikan_hr.problems.equations.base import Condition, Equation, Function, Periodic, function_jet
 
+SAME = 1e-9  # how well both ends have to agree, over the largest value
+
 
 @dataclass(frozen=True)
 class Faces:
@@ -98,11 +100,34 @@ class Ansatz:
 
 
 def is_hard(condition: Condition | Periodic, equation: Equation) -> bool:
-    """Whether the ansatz, or the circle that networks see, can satisfy it: slopes only as velocities beside a value."""
-    if isinstance(condition, Periodic) or not condition.derivative:
+    """Whether the ansatz, or the circle that networks see, can satisfy it.
+
+    Slopes only as velocities beside a value; beside periodicity only what is periodic itself.
+    """
+    if isinstance(condition, Periodic):
         return True
-    beside = [c for c in equation.conditions() if isinstance(c, Condition) and c.axis == condition.axis]
-    return condition.side == "low" and any(c.side == "low" and not c.derivative for c in beside)
+    if condition.derivative:
+        beside = [c for c in equation.conditions() if isinstance(c, Condition) and c.axis == condition.axis]
+        value = next((c for c in beside if c.side == "low" and not c.derivative), None)
+        if condition.side != "low" or value is None or not is_hard(value, equation):
+            return False
+    return all(_repeats(condition, c.axis, equation) for c in equation.conditions() if isinstance(c, Periodic))
+
+
+def _repeats(condition: Condition, axis: str, equation: Equation) -> bool:
+    """Whether what is given on a face, and its slope, are the same at both ends of `axis`: the lift takes them on."""
+    if condition.axis == axis:
+        return False
+    ends = equation.domain()
+    lines = [torch.linspace(*ends[name], 17, dtype=torch.float64) for name in equation.axes]
+    lines[equation.axes.index(axis)] = torch.tensor(ends[axis], dtype=torch.float64)
+    lines[equation.axes.index(condition.axis)] = torch.tensor([ends[condition.axis][condition.side == "high"]]).double()
+    points = torch.cartesian_prod(*lines)
+    order = points[:, equation.axes.index(axis)].argsort(stable=True)
+    jet = function_jet(condition.value, points[order], equation.axes, "gradient", equation.channels)
+    rows = torch.stack([jet.value, jet.gradient[equation.axes.index(axis)]])
+    low, high = rows.chunk(2, dim=1)
+    return bool(((high - low).abs().amax((1, 2)) <= SAME * rows.abs().amax((1, 2)).clamp_min(1)).all())
 
 
 def constrained(network: Jet, lift: Jet, factor: Jet) -> Jet:
