@@ -17,7 +17,7 @@ from cpikan_hr.problems.collocation import Collocation, Group
 from cpikan_hr.problems.equation_batches import EquationBatches
 from cpikan_hr.problems.equations import build
 from cpikan_hr.problems.equations.base import Condition, Equation, Periodic, Solution, coordinates
-from cpikan_hr.problems.equations.constraints import Ansatz, constrained, is_hard
+from cpikan_hr.problems.equations.constraints import Ansatz, constrained, hard_conditions
 from cpikan_hr.problems.measurements import check_inside, read_table
 from cpikan_hr.problems.weighting import Weighting
 from cpikan_hr.recipe import PDEProblem, Recipe
@@ -46,14 +46,14 @@ class PDE(Problem):
         conditions = self.equation.conditions()
         if not conditions and not options.measurements:
             raise UserError(f"{options.equation}: no condition on any face; without one the answer is not determined")
-        hard = [c for c in conditions if options.constraints == "hard" and is_hard(c, self.equation)]
+        hard = hard_conditions(self.equation, conditions, options.constraints)
         periodic = tuple(self.axes.index(c.axis) for c in hard if isinstance(c, Periodic))
         for axis in periodic:
             for k, level in enumerate(recipe.field.levels):
                 if level.grid[axis] > 1:
                     raise UserError(
                         f"field.levels.{k}.grid: hard periodicity needs one tile along {self.axes[axis]}; "
-                        "or use constraints: soft"
+                        "or use constraints: values, which leaves it soft"
                     )
         self._true = {name: getattr(self.equation, name, None) for name in options.unknown}
         for name, value in self._true.items():
@@ -63,7 +63,7 @@ class PDE(Problem):
         self.box = Box(tuple(low), tuple(high), periodic, tuple(options.unknown.values()))
         self.shape = (options.resolution if len(ends) > 1 else 1, options.resolution)
         soft = [c for c in conditions if c not in hard]
-        self.ansatz = Ansatz(self.equation) if any(isinstance(c, Condition) for c in hard) else None
+        self.ansatz = Ansatz(self.equation, hard) if any(isinstance(c, Condition) for c in hard) else None
         edges = [self._edges(recipe, axis) for axis in range(len(ends))]
         most = max(map(len, edges))
         if 0 < options.points.interface < most:

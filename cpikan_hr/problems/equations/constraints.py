@@ -31,12 +31,12 @@ class Faces:
 class Ansatz:
     """The lift and the factor of an equation's hard conditions. UserError where they cannot be hard."""
 
-    def __init__(self, equation: Equation):
+    def __init__(self, equation: Equation, hard: list[Condition | Periodic]):
         self.equation = equation
         self.domain = equation.domain()
         given: dict[str, dict[str, Function]] = {}
-        for condition in equation.conditions():
-            if isinstance(condition, Condition) and is_hard(condition, equation):
+        for condition in hard:
+            if isinstance(condition, Condition):
                 name = "velocity" if condition.derivative else condition.side
                 given.setdefault(condition.axis, {})[name] = condition.value
         self.faces = [Faces(axis, f.get("low"), f.get("high"), f.get("velocity")) for axis, f in given.items()]
@@ -99,19 +99,29 @@ class Ansatz:
         return (at[axis] - low) / (high - low)
 
 
-def is_hard(condition: Condition | Periodic, equation: Equation) -> bool:
+def hard_conditions(
+    equation: Equation, conditions: list[Condition | Periodic], constraints: str
+) -> list[Condition | Periodic]:
+    """Those of the equation's conditions that `constraints` makes exact: none (soft), values and velocities (values), periodicity too (hard)."""
+    if constraints == "soft":
+        return []
+    circle = constraints == "hard"
+    return [c for c in conditions if is_hard(c, equation, circle)]
+
+
+def is_hard(condition: Condition | Periodic, equation: Equation, circle: bool = True) -> bool:
     """Whether the ansatz, or the circle that networks see, can satisfy it.
 
-    Slopes only as velocities beside a value; beside periodicity only what is periodic itself.
+    Slopes only as velocities beside a value; beside periodicity by the circle only what is periodic itself.
     """
     if isinstance(condition, Periodic):
-        return True
+        return circle
     if condition.derivative:
         beside = [c for c in equation.conditions() if isinstance(c, Condition) and c.axis == condition.axis]
         value = next((c for c in beside if c.side == "low" and not c.derivative), None)
-        if condition.side != "low" or value is None or not is_hard(value, equation):
+        if condition.side != "low" or value is None or not is_hard(value, equation, circle):
             return False
-    return all(_repeats(condition, c.axis, equation) for c in equation.conditions() if isinstance(c, Periodic))
+    return not circle or all(_repeats(condition, c.axis, equation) for c in equation.conditions() if isinstance(c, Periodic))
 
 
 def _repeats(condition: Condition, axis: str, equation: Equation) -> bool:
