@@ -148,10 +148,10 @@ def table(path: Path, values: object) -> None:
 MEASUREMENTS = {
     "missing": (lambda path: None, "cannot be read"),
     "words": (lambda path: path.write_text("some text\nand more, text\n"), "cannot be read as a table"),
-    "empty": (lambda path: path.write_text(""), "3 columns are needed"),
-    "columns": (lambda path: table(path, np.zeros((4, 2))), "3 columns are needed"),
+    "empty": (lambda path: path.write_text(""), "3 columns"),
+    "columns": (lambda path: table(path, np.zeros((4, 2))), "3 columns"),
     "NaN": (lambda path: table(path, [[0.0, 0.5, np.nan]]), "not finite"),
-    "outside": (lambda path: table(path, [[0.0, 0.5, 0.1], [0.0, 1.5, 0.1]]), "measurement 2 is outside the box"),
+    "outside": (lambda path: table(path, [[0.0, 0.5, 0.1], [0.0, 1.5, 0.1]]), "row 2 at [0.0, 1.5] is outside the box"),
     "no npy": (lambda path: path.write_text("no array"), "cannot be read"),
 }
 

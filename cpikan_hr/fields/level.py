@@ -168,10 +168,16 @@ class Level(nn.Module):
         # Padding lies outside the tile, where polynomials overflow: their zero window could not undo that.
         local = self.tile_grid.local(points, tiles[:, None]).clamp(-1, 1)
         inverse = self.tile_grid.inverse_half.to(points.device)
-        if not self.scaled:
-            local, inverse = self.tile_grid.place(local, tiles[:, None]), torch.ones_like(inverse)
         jet = seed(local.to(self.mean.dtype), order, inverse.to(self.mean.dtype))
-        return on_circle(jet, self.periodic) if self.periodic else jet
+        if self.scaled:
+            return on_circle(jet, self.periodic) if self.periodic else jet
+        bare = seed(self.tile_grid.place(local, tiles[:, None]).to(self.mean.dtype), order)
+        if not self.periodic:
+            return bare
+        turned = on_circle(jet, self.periodic)  # a circle closes at the ends of the box, whatever its units
+        others = [a for a in range(jet.dim) if a not in self.periodic]
+        turned.rows[..., others] = bare.rows[..., others]
+        return turned
 
     @torch.no_grad()
     def dispatch(self, points: Tensor, order: str, cover: tuple[Tensor, Tensor, Tensor] | None = None) -> Dispatch:

@@ -17,6 +17,7 @@ class EquationBatches(Batches):
 
     def __init__(self, problem):
         self.problem, self.points_of, self.weighting = problem, problem.collocation, problem.weighting
+        self._draw = 0  # of the points whose times are told
         self._place_times()
 
     def points(self, step: int) -> int:
@@ -41,8 +42,8 @@ class EquationBatches(Batches):
             self.weighting.forget_points()
             self._place_times()
             return True
-        if self.points_of.options.redraw_every and step % self.points_of.options.redraw_every == 0:
-            self._place_times(step)
+        if self.points_of.draw_of(step) != self._draw:
+            self._place_times(self.points_of.draw_of(step))
         return False
 
     def _size(self, points: Tensor, evaluate: Callable[[Tensor, str], Jet]) -> Tensor:
@@ -54,12 +55,10 @@ class EquationBatches(Batches):
         found = problem.residuals(problem.groups[0], problem.solved(jet, *ansatz), points, points[:, :0])
         return found.detach().cpu().norm(dim=1)
 
-    def _place_times(self, step: int = 0) -> None:
-        if not self.problem.options.causal:
-            return
-        axis = self.problem.axes.index("t")
-        interior = self.points_of.placed(self.points_of.draw_of(step))[0][0].points
-        self.weighting.place(interior[:, axis], *(end[axis] for end in (self.problem.box.low, self.problem.box.high)))
+    def _place_times(self, draw: int = 0) -> None:
+        self._draw = draw
+        if self.problem.options.causal:
+            self.weighting.place(self.problem.slices(self.points_of.placed(draw)[0][0].points))
 
     def finish(self, total: Callable[[Tensor], Tensor]) -> None:
         self.weighting.finish(total)

@@ -18,7 +18,8 @@ from cpikan_hr.problems.equation_batches import EquationBatches
 from cpikan_hr.problems.equations import build
 from cpikan_hr.problems.equations.base import Condition, Equation, Periodic, Solution, coordinates
 from cpikan_hr.problems.equations.checks import checked_conditions
-from cpikan_hr.problems.equations.constraints import Ansatz, constrained, is_hard
+from cpikan_hr.problems.equations.constraints import Ansatz, constrained, hard_conditions
+from cpikan_hr.problems.measurements import check_inside, read_table
 from cpikan_hr.problems.weighting import Weighting
 from cpikan_hr.recipe import PDEProblem, Recipe
 
@@ -47,14 +48,14 @@ class PDE(Problem):
         self.order, self.residual_width = self._needs()
         self._check_field(recipe)
         ends = list(self._ends.values())
-        hard = [c for c in conditions if options.constraints == "hard" and is_hard(c, self.equation)]
+        hard = hard_conditions(self.equation, conditions, options.constraints)
         periodic = tuple(self.axes.index(c.axis) for c in hard if isinstance(c, Periodic))
         for axis in periodic:
             for k, level in enumerate(recipe.field.levels):
                 if level.grid[axis] > 1:
                     raise UserError(
                         f"field.levels.{k}.grid: hard periodicity needs one tile along {self.axes[axis]}; "
-                        "or use constraints: soft"
+                        "or use constraints: values, which leaves it soft"
                     )
         self._true = {name: getattr(self.equation, name, None) for name in options.unknown}
         for name, value in self._true.items():
@@ -64,8 +65,11 @@ class PDE(Problem):
         self.box = Box(tuple(low), tuple(high), periodic, tuple(options.unknown.values()))
         self.shape = (options.resolution if len(ends) > 1 else 1, options.resolution)
         soft = [c for c in conditions if c not in hard]
-        self.ansatz = Ansatz(self.equation) if any(isinstance(c, Condition) for c in hard) else None
+        self.ansatz = Ansatz(self.equation, hard) if any(isinstance(c, Condition) for c in hard) else None
         edges = [self._edges(recipe, axis) for axis in range(len(ends))]
+        most = max(map(len, edges))
+        if 0 < options.points.interface < most:
+            raise UserError(f"problem.points.interface: {most} interfaces along an axis need at least one point each")
         self.collocation = Collocation(
             self.equation, options.points, self.order, recipe.training.seed, self.ansatz, soft, edges,
             self._measured(recipe.training.seed),
@@ -111,7 +115,8 @@ class PDE(Problem):
 
     def _check_weights(self) -> None:
         parts = ("value", "residual", "flux")
-        known = ["residual", "measurements", *(g.name for g in self.groups), *(f"interface_{p}" for p in parts)]
+        groups = [group.name for group in self.groups if group.kind != "interface"]
+        known = ["residual", "measurements", *groups, *(f"interface_{p}" for p in parts)]
         for name in self.options.weights:
             if name not in known:
                 raise UserError(_no_such("problem.weights", name, known))
@@ -132,10 +137,7 @@ class PDE(Problem):
         if options.path:
             table = read_table(Path(options.path), len(self.axes) + self.channels)
             points = table[:, : len(self.axes)]
-            outside = ((points < low) | (points > high)).any(1)
-            if outside.any():
-                line = int(outside.nonzero()[0]) + 1
-                raise UserError(f"problem.measurements.path: {options.path}: measurement {line} is outside the box")
+            check_inside(points, low, high, f"problem.measurements.path: {options.path}")
             return points, table[:, len(self.axes) :]
         rng = np.random.default_rng([seed, 777])
         points = low + (high - low) * torch.from_numpy(rng.random((options.points, len(self.axes))))
@@ -210,6 +212,11 @@ class PDE(Problem):
             errors.append(error)
         return torch.cat(losses), torch.cat(errors)
 
+    def slices(self, points: Tensor) -> Tensor:
+        """Which slice of time, of the causal weights, interior points [N, D] are in."""
+        axis = self.axes.index("t")
+        return self.weighting.slices(points[:, axis], self.box.low[axis], self.box.high[axis])
+
     def figure(self, mean_squared_error: float) -> tuple[str, float]:
         return "residual", math.sqrt(max(mean_squared_error, 0.0))
 
@@ -274,32 +281,6 @@ class Probe:
         found = getattr(self._solution, name)
         self.asked[len(name)].add(name)
         return found
-
-
-def read_table(path: Path, columns: int) -> Tensor:
-    """Measurements, float64 [M, columns], of a csv file without or with one line of names, or of an npy file."""
-    try:
-        if path.suffix == ".npy":
-            table = np.load(path)
-        else:
-            lines = path.read_text().splitlines()
-            lines = lines[1:] if lines and not _is_row(lines[0]) else lines
-            table = np.loadtxt(lines, delimiter=",", ndmin=2) if lines else np.zeros((0, 0))
-    except (OSError, ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"problem.measurements.path: {path}: cannot be read as a table ({error})") from None
-    if table.ndim != 2 or table.shape[1] != columns or not len(table):
-        raise UserError(f"problem.measurements.path: {path}: shape {table.shape}, {columns} columns are needed")
-    if not np.isfinite(table).all():
-        raise UserError(f"problem.measurements.path: {path}: has numbers that are not finite")
-    return torch.from_numpy(np.asarray(table, dtype=np.float64))
-
-
-def _is_row(line: str) -> bool:
-    """Whether a line of a csv file has numbers, such as nan, and no names."""
-    try:
-        return bool([float(cell) for cell in line.split(",")])
-    except ValueError:
-        return False
 
 
 def _no_such(where: str, name: str, known: list[str]) -> str:

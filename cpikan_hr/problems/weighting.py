@@ -30,19 +30,26 @@ class Weighting:
         """Whether residuals of single points are needed."""
         return self.options.attention is not None or self.options.causal is not None
 
-    def place(self, time: Tensor, low: float, high: float) -> None:
-        """Tells the times [N] of the interior points."""
+    def slices(self, time: Tensor, low: float, high: float) -> Tensor:
+        """Which slice times [N] are in."""
         slices = len(self.losses)
-        self.slice_of = ((time - low) / (high - low) * slices).long().clamp(0, slices - 1)
+        return ((time - low) / (high - low) * slices).long().clamp(0, slices - 1)
 
-    def factors(self, index: Tensor) -> Tensor:
-        """What multiplies the squared residuals of interior points `index`, float64."""
+    def place(self, slice_of: Tensor) -> None:
+        """Tells the slices [N] of the interior points."""
+        self.slice_of = slice_of
+
+    def factors(self, index: Tensor, slice_of: Tensor | None = None) -> Tensor:
+        """What multiplies the squared residuals of interior points `index`, float64.
+
+        `slice_of`: their slices, where they are not those of the points that were placed.
+        """
         index = index.cpu()
         out = torch.ones(len(index), dtype=torch.float64)
         if self.options.attention:
             out = self.attention[index] ** 2
         if self.options.causal:
-            out = out * self.causal()[self.slice_of[index]]
+            out = out * self.causal()[self.slice_of[index] if slice_of is None else slice_of]
         return out
 
     def causal(self) -> Tensor:

@@ -69,11 +69,14 @@ class PDEProblem(Section):
 
     kind: Literal["pde"] = "pde"
     equation: str = Field(description="name of a shipped equation, or a Python file with one (docs/add_an_equation.md)")
-    parameters: dict[str, int | float | str] = Field({}, description="of the equation, where they are not its defaults")
+    parameters: dict[str, bool | int | float | str] = Field(
+        {}, description="of the equation, where they are not its defaults"
+    )
     unknown: dict[str, float] = Field({}, description="parameters that are learned too, and their first values")
-    constraints: Literal["soft", "hard"] = Field(
+    constraints: Literal["soft", "values", "hard"] = Field(
         "soft",
-        description="hard: u = lift + factor * field satisfies values on faces, velocities and periodicity exactly",
+        description="values: u = lift + factor * field satisfies values on faces and velocities exactly; "
+        "hard: also periodicity, by a circle that networks see (one tile along that axis)",
     )
     points: PointOptions = PointOptions()
     measurements: MeasurementOptions | None = Field(None, description="null: none")

@@ -78,8 +78,8 @@ class Chebyshev2DNetwork(Section):
     """Linear tensor-product Chebyshev expansion; with `input_map: sine` the cosine basis."""
 
     kind: Literal["chebyshev2d"] = "chebyshev2d"
-    degree: int | None = Field(
-        7, ge=0, le=511, description="highest degree per axis (null: as many terms as the tile has pixels)"
+    degree: int | list[int] | None = Field(
+        7, description="highest degree, of both axes or [rows, columns] (null: as many terms as the tile has pixels)"
     )
     input_map: Literal["identity", "sine"] = Field(
         "sine", description="sine: orthogonal on pixels; identity: polynomials"
@@ -89,6 +89,13 @@ class Chebyshev2DNetwork(Section):
         description="each tile keeps the terms that stand out (see `start` and `target`), no others; "
         "needs `degree: null`",
     )
+
+    @model_validator(mode="after")
+    def _degrees(self) -> "Chebyshev2DNetwork":
+        degrees = self.degree if isinstance(self.degree, list) else [self.degree] * 2
+        if len(degrees) != 2 or not all(d is None or 0 <= d <= 511 for d in degrees):
+            raise ValueError(f"`degree` {self.degree}: one number or two, [rows, columns], each from 0 to 511")
+        return self
 
 
 Network = Annotated[CPIKANNetwork | SIRENNetwork | FourierMLPNetwork | Chebyshev2DNetwork, Field(discriminator="kind")]

@@ -52,6 +52,8 @@ class Recipe(Section):
             raise ValueError("'field.precision': pixels are fitted in single precision; leave it out")
 
     def _fits_equation(self) -> None:
+        if self.problem.attention and self.solve.redraw_every is not None:
+            raise ValueError("'solve.redraw_every': `problem.attention` needs the same points throughout; leave it out")
         for k, level in enumerate(self.field.levels):
             if level.grid is None:
                 raise ValueError(f"'field.levels.{k}': an equation's box has no px: give `grid`, tiles along each axis")

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cpikan_hr.solvers.cells import cells
 from cpikan_hr.solvers.objective import Step
 from cpikan_hr.solvers.residuals import Block, Residuals
 
-FLOOR = 1e-6  # of D, over the mean of the diagonal
-ELEMENTS = 2**23  # of a dense piece of the Jacobian
-BESIDE = 512  # residuals of a piece of a field of several tiles
+FLOOR = 1e-10  # of D, over the mean of the diagonal
+ELEMENTS = 2**23  # of the Jacobian rows of one tile that are computed at once
 FAILURES = 12  # dampings tried in one iteration
 Total = Callable[[Tensor], None]  # adds a tensor over processes, in place
 
@@ -37,9 +37,7 @@ def levenberg_marquardt(
     here = residuals(None)
     n = here.count
     if n <= dense:
-        several = any(len(group[0]) > 1 for group in here.parameters)
-        pieces = residuals(BESIDE if several else max(1, ELEMENTS // n))
-        system: Dense | Sparse = Dense(pieces, total)
+        system: Dense | Sparse = Dense(residuals(max(1, ELEMENTS // max(here.sizes))), total)
     else:
         system = Sparse(here, total)
     theta = here.theta()
@@ -83,13 +81,13 @@ class Dense:
         like = residuals.theta()
         matrix, gradient, loss = like.new_zeros(n, n), like.new_zeros(n), like.new_zeros(1)
         for _, found, blocks, columns in residuals.linearised():
-            jacobian, places = dense_rows(residuals, len(found), blocks, columns)
-            if places is None:
-                matrix.addmm_(jacobian.T, jacobian)
-                gradient.addmv_(jacobian.T, found)
-            else:
-                matrix[places[:, None], places] += jacobian.T @ jacobian
-                gradient[places] += jacobian.T @ found
+            for rows, places, jacobian in cells(residuals, len(found), blocks, columns):
+                if len(places) == n:
+                    matrix.addmm_(jacobian.T, jacobian)
+                    gradient.addmv_(jacobian.T, found[rows])
+                else:
+                    matrix[places[:, None], places] += jacobian.T @ jacobian
+                    gradient[places] += jacobian.T @ found[rows]
             loss += found.square().sum()
         for tensor in (matrix, gradient, loss):
             self.total(tensor)
@@ -110,32 +108,6 @@ class Dense:
     def product(self, step: Tensor) -> Tensor:
         """J'J step."""
         return self.matrix @ step
-
-
-def dense_rows(
-    residuals: Residuals, count: int, blocks: list[Block], columns: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """Jacobian rows [count, k] of one piece on the columns that it has, and their numbers [k] (None: all, in order)."""
-    used = {k: torch.unique(torch.cat([b.slots for b in blocks if b.level == k])) for k in {b.level for b in blocks}}
-    width = sum(len(slots) * residuals.sizes[k] for k, slots in used.items())
-    extra = 0 if columns is None else columns.shape[1]
-    like = blocks[0].values
-    out = like.new_zeros(count + 1, width + extra)
-    places, start = [], 0
-    for k, slots in sorted(used.items()):
-        size, begin = residuals.sizes[k], residuals.offsets[k]
-        places.append((begin + slots[:, None] * size + torch.arange(size, device=like.device)).flatten())
-        view = out[:, start : start + len(slots) * size].unflatten(1, (len(slots), size))
-        for block in blocks:
-            if block.level == k:
-                at = torch.searchsorted(slots, block.slots)[:, None].expand_as(block.rows)
-                view.index_put_((block.rows.flatten(), at.flatten()), block.values.flatten(0, 1), accumulate=True)
-        start += len(slots) * size
-    if columns is not None:
-        out[:count, width:] = columns
-        places.append(torch.arange(residuals.offsets[-1], residuals.count, device=like.device))
-    numbers = torch.cat(places)
-    return out[:count], None if len(numbers) == residuals.count else numbers
 
 
 @dataclass

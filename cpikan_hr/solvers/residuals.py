@@ -42,6 +42,7 @@ class Term:
 class Block:
     """Jacobian rows of one term with respect to the tiles of one level: `values` [t, P, n], zero where padded.
 
+    A residual has at most one row per tile in all blocks of a term, so that squares of rows add up to those of columns.
     `slots` [t]: which of the level's networks; `rows` [t, P]: which residual, at its end one more for the padding.
     """
 
@@ -89,7 +90,8 @@ class Residuals:
                 points = (number[:, None] * group.per + torch.arange(group.per)).flatten()
                 weight = torch.full((len(number),), problem.weighting.balance[group.name] / total, dtype=torch.float64)
                 if group.kind == "residual" and problem.weighting.watches:
-                    weight *= problem.weighting.factors(number)
+                    slices = problem.slices(placed.points[points]) if problem.options.causal else None
+                    weight *= problem.weighting.factors(number, slices)
                 here = placed.points[points].to(device)
                 yield Term(
                     group, order, here, placed.values[points].to(device, dtype),
@@ -168,12 +170,15 @@ class Residuals:
             total = torch.cat([total, self.field.constants(total)], dim=-1)
         return total
 
-    def residual(self, term: Term, rows: Tensor) -> Tensor:
-        """Weighted residuals [N, K] of a term from its jet rows."""
+    def bare(self, term: Term, rows: Tensor) -> Tensor:
+        """Residuals [N, K] of a term from its jet rows, each column times the root of its weight."""
         jet = Jet(rows, term.order, term.points.shape[1])
         jet = self.problem.solved(jet, term.lift, term.factor)
-        found = self.problem.residuals(term.group, jet, term.points, term.values)
-        return term.weight[:, None] * found
+        return self.problem.residuals(term.group, jet, term.points, term.values)
+
+    def residual(self, term: Term, rows: Tensor) -> Tensor:
+        """The same, each row times its weight: what the loss is the sum of squares of."""
+        return term.weight[:, None] * self.bare(term, rows)
 
     def vector(self) -> Tensor:
         """All residual rows [m] at the field's parameters."""
@@ -206,11 +211,10 @@ class Residuals:
                     (cotangent,) = torch.autograd.grad(found[:, k].sum(), rows, retain_graph=k + 1 < width)
                     columns = self._constant_columns(cotangent, term)
                     inner = cotangent[..., : self.problem.channels] @ self.field.mix.T
-                    blocks = [
-                        block
-                        for number, (level, dispatch) in enumerate(zip(self.levels, term.dispatches, strict=True))
-                        for block in self._level_blocks(number, level, dispatch, term, inner)
-                    ]
+                    blocks = []
+                    for number, (level, dispatch) in enumerate(zip(self.levels, term.dispatches, strict=True)):
+                        part = list(self._level_blocks(number, level, dispatch, term, inner))
+                        blocks += part if term.group.per == 1 else [joined(part, len(term.weight))]
                     yield term, found[:, k].detach(), blocks, columns
 
     def _constant_columns(self, cotangent: Tensor, term: Term) -> Tensor | None:
@@ -243,3 +247,20 @@ class Residuals:
             values = torch.cat([g.reshape(len(where), -1) for g in found], dim=1).view(*numbers.shape, size)
             rows = torch.where(numbers < len(term.points), numbers // term.group.per, count)
             yield Block(number, slots, rows, values)
+
+
+def joined(blocks: list[Block], count: int) -> Block:
+    """The same of one level with one row for each of the `count` residuals and tile: both points of a pair add up."""
+    rows = torch.cat([block.rows.flatten() for block in blocks])
+    slots = torch.cat([block.slots[:, None].expand_as(block.rows).flatten() for block in blocks])
+    values = torch.cat([block.values.flatten(0, 1) for block in blocks])
+    here = rows < count
+    key, place = torch.unique(slots[here] * count + rows[here], return_inverse=True)
+    sums = values.new_zeros(len(key), values.shape[1]).index_add(0, place, values[here])
+    slots, counts = torch.unique_consecutive(key // count, return_counts=True)
+    tile = torch.repeat_interleave(torch.arange(len(slots), device=key.device), counts)
+    column = torch.arange(len(key), device=key.device) - (counts.cumsum(0) - counts)[tile]
+    table = torch.full((len(slots), int(counts.max())), count, device=key.device)
+    padded = values.new_zeros(*table.shape, values.shape[1])
+    table[tile, column], padded[tile, column] = key % count, sums
+    return Block(blocks[0].level, slots, table, padded)

@@ -76,7 +76,13 @@ def is_second_order(checkpoint: Path) -> bool:
 
 
 def save_second_order(
-    run: Path, step: int, state: dict[str, torch.Tensor], field: Field, processes: Processes, keep: int
+    run: Path,
+    step: int,
+    state: dict[str, torch.Tensor],
+    batches: dict[str, torch.Tensor],
+    field: Field,
+    processes: Processes,
+    keep: int,
 ) -> None:
     """Collective. The same for a second-order solver, whose state and field are alike on all processes."""
     final = run / "checkpoints" / f"step_{step:08d}"
@@ -87,6 +93,8 @@ def save_second_order(
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         save_tensors(part / SOLVE, state)
+        if batches:
+            save_tensors(part / BATCHES, batches)
         save_tensors(part / "model.safetensors", field.state_dict())  # for `export`
         _complete(part, run, keep)
 
@@ -104,7 +112,7 @@ def _complete(part: Path, run: Path, keep: int) -> None:
 
 
 def batches_of(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """What `save` was given as `batches`."""
+    """What a checkpoint was given as `batches`."""
     path = checkpoint / BATCHES
     return load_tensors(path) if path.is_file() else {}
 

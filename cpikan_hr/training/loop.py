@@ -107,6 +107,7 @@ def fit(
     batches = problem.batches(recipe)
     if updater and checkpoint is not None:
         checkpoints.load(updater, checkpoint)
+    if checkpoint is not None:
         batches.restore(checkpoints.batches_of(checkpoint))
     about = {
         "shape": list(problem.shape), "channels": problem.channels, "unit": problem.unit, "dtype": problem.dtype,
@@ -132,7 +133,7 @@ def fit(
         if recipe.solve.method != "none" and steps >= options.steps:
             solved = accelerator.unwrap_model(updater.model) if updater else field
             resumed = checkpoint if second else None
-            steps = solve(solved, problem, recipe, run, resumed, processes, stop, tracker, preview)
+            steps = solve(solved, problem, batches, recipe, run, resumed, processes, stop, tracker, preview)
     # What a solver reached, not the average of the weights before it
     state = updater.weights() if updater and solved is None else (solved or field).state_dict()
     with processes.together():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cpikan_hr.fields import Field
+from cpikan_hr.problems.batches import Batches
 from cpikan_hr.problems.pde import PDE
 from cpikan_hr.processes import Processes
 from cpikan_hr.recipe import Recipe
@@ -44,6 +45,7 @@ class SharedLoss:
 def solve(
     field: Field,
     problem: PDE,
+    batches: Batches,
     recipe: Recipe,
     run: Path,
     checkpoint: Path | None,
@@ -79,7 +81,9 @@ def solve(
                 preview.draw(field)
             if training.checkpoint_steps and done % training.checkpoint_steps == 0:
                 kept = {"theta": step.theta, **step.state}
-                checkpoints.save_second_order(run, number, kept, field, processes, training.keep)
+                checkpoints.save_second_order(
+                    run, number, kept, batches.state(), field, processes, training.keep
+                )
             if stop.agreed(processes) or settled(losses, options.tolerance):
                 return number
         if done == before:  # no step lowers the loss any more
@@ -124,7 +128,7 @@ def residual_figure(field: Field, problem: PDE, draw: int) -> dict[str, float]:
     """The root mean square residual of the equation at some of the points."""
     some = Residuals(field, problem, draw, most=2000)
     terms = [term for term in some.terms if term.group.kind == "residual"]
-    squared = sum(float((some.residual(t, some.rows(t)) / t.weight[:, None]).square().sum()) for t in terms)
+    squared = sum(float(some.bare(t, some.rows(t)).square().sum()) for t in terms)
     weight = max(problem.options.weights.get("residual", 1.0), 1e-300)
     name, value = problem.figure(squared / sum(len(t.weight) for t in terms) / weight)
     return {name: value}

@@ -15,6 +15,8 @@ from cpikan_hr.errors import UserError
 from cpikan_hr.jets import Jet, add, multiply
 from cpikan_hr.problems.equations.base import Condition, Equation, Function, Periodic, function_jet
 
+SAME = 1e-9  # how well both ends have to agree, over the largest value
+
 
 @dataclass(frozen=True)
 class Faces:
@@ -29,12 +31,12 @@ class Faces:
 class Ansatz:
     """The lift and the factor of an equation's hard conditions. UserError where they cannot be hard."""
 
-    def __init__(self, equation: Equation):
+    def __init__(self, equation: Equation, hard: list[Condition | Periodic]):
         self.equation = equation
         self.domain = equation.domain()
         given: dict[str, dict[str, Function]] = {}
-        for condition in equation.conditions():
-            if isinstance(condition, Condition) and is_hard(condition, equation):
+        for condition in hard:
+            if isinstance(condition, Condition):
                 name = "velocity" if condition.derivative else condition.side
                 given.setdefault(condition.axis, {})[name] = condition.value
         self.faces = [Faces(axis, f.get("low"), f.get("high"), f.get("velocity")) for axis, f in given.items()]
@@ -97,12 +99,45 @@ class Ansatz:
         return (at[axis] - low) / (high - low)
 
 
-def is_hard(condition: Condition | Periodic, equation: Equation) -> bool:
-    """Whether the ansatz, or the circle that networks see, can satisfy it: slopes only as velocities beside a value."""
-    if isinstance(condition, Periodic) or not condition.derivative:
-        return True
-    beside = [c for c in equation.conditions() if isinstance(c, Condition) and c.axis == condition.axis]
-    return condition.side == "low" and any(c.side == "low" and not c.derivative for c in beside)
+def hard_conditions(
+    equation: Equation, conditions: list[Condition | Periodic], constraints: str
+) -> list[Condition | Periodic]:
+    """Those of the equation's conditions that `constraints` makes exact: none (soft), values and velocities (values), periodicity too (hard)."""
+    if constraints == "soft":
+        return []
+    circle = constraints == "hard"
+    return [c for c in conditions if is_hard(c, equation, circle)]
+
+
+def is_hard(condition: Condition | Periodic, equation: Equation, circle: bool = True) -> bool:
+    """Whether the ansatz, or the circle that networks see, can satisfy it.
+
+    Slopes only as velocities beside a value; beside periodicity by the circle only what is periodic itself.
+    """
+    if isinstance(condition, Periodic):
+        return circle
+    if condition.derivative:
+        beside = [c for c in equation.conditions() if isinstance(c, Condition) and c.axis == condition.axis]
+        value = next((c for c in beside if c.side == "low" and not c.derivative), None)
+        if condition.side != "low" or value is None or not is_hard(value, equation, circle):
+            return False
+    return not circle or all(_repeats(condition, c.axis, equation) for c in equation.conditions() if isinstance(c, Periodic))
+
+
+def _repeats(condition: Condition, axis: str, equation: Equation) -> bool:
+    """Whether what is given on a face, and its slope, are the same at both ends of `axis`: the lift takes them on."""
+    if condition.axis == axis:
+        return False
+    ends = equation.domain()
+    lines = [torch.linspace(*ends[name], 17, dtype=torch.float64) for name in equation.axes]
+    lines[equation.axes.index(axis)] = torch.tensor(ends[axis], dtype=torch.float64)
+    lines[equation.axes.index(condition.axis)] = torch.tensor([ends[condition.axis][condition.side == "high"]]).double()
+    points = torch.cartesian_prod(*lines)
+    order = points[:, equation.axes.index(axis)].argsort(stable=True)
+    jet = function_jet(condition.value, points[order], equation.axes, "gradient", equation.channels)
+    rows = torch.stack([jet.value, jet.gradient[equation.axes.index(axis)]])
+    low, high = rows.chunk(2, dim=1)
+    return bool(((high - low).abs().amax((1, 2)) <= SAME * rows.abs().amax((1, 2)).clamp_min(1)).all())
 
 
 def constrained(network: Jet, lift: Jet, factor: Jet) -> Jet:

@@ -1,0 +1,154 @@
+"""The paper's equations: relative L2 error and CPU seconds of whole training runs, beside DeepXDE on three of them.
+
+    python benchmarks/pdes.py [--rows NAME ...] [--seeds 3] [--peer]
+
+Every row is a recipe, trained by `python -m cpikan_hr.train` in a process of its own on one thread; its seconds are all
+CPU seconds of that process, some 6 of imports included. One JSON line per row: the median over the seeds, the target and
+whether it was met. `--peer` adds DeepXDE's documented examples (`pde_peer.py`) of the rows that have one: our error at
+its CPU seconds and our CPU seconds to its error, as ratios, both without imports.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from processes import run
+
+HEAT = Path(__file__).with_name("heat_with_source.py")  # DeepXDE's diffusion example
+
+
+def cpikan(hidden: list[int], degree: int = 5, **options) -> dict:
+    return {"kind": "cpikan", "hidden": hidden, "degree": degree, **options}
+
+
+def linear(*degree: int) -> dict:
+    return {"kind": "chebyshev2d", "degree": list(degree), "input_map": "identity"}
+
+
+def level(network: dict, grid: list[int] | None = None, overlap: float = 0.5, **options) -> dict:
+    return {"grid": grid or [1, 1], "overlap": overlap, "network": network, **options}
+
+
+@dataclass(frozen=True)
+class Row:
+    """`measure`: rel_l2, or the name of an unknown coefficient, whose relative error is meant."""
+
+    problem: dict
+    levels: list[dict]
+    target: float
+    seconds: float
+    training: dict
+    solve: dict
+    measure: str = "rel_l2"
+    precision: str = "double"
+    peer: str | None = None
+
+    def recipe(self, seed: int, output: Path) -> dict:
+        return {
+            "output": str(output),
+            "problem": {"kind": "pde", **self.problem},
+            "field": {"precision": self.precision, "levels": self.levels},
+            "training": {"steps": 0, "seed": seed, "log_every": 10, **self.training},
+            "solve": self.solve,
+        }
+
+
+def marquardt(iterations: int, **options) -> dict:
+    return {"method": "levenberg_marquardt", "iterations": iterations, **options}
+
+
+def row(equation: str, levels: list[dict], target: float, seconds: float, solve: dict, **options) -> Row:
+    kept = {name: options.pop(name) for name in ("training", "measure", "precision", "peer") if name in options}
+    problem = {"equation": equation, "constraints": "hard", **options}
+    return Row(problem, levels, target, seconds, kept.pop("training", {}), solve, **kept)
+
+
+def points(interior: int, **more: int) -> dict:
+    return {"interior": interior, **more}
+
+
+WIDE = {"half_width": 50.0}
+PUBLISHED = cpikan([8, 8])  # 528 parameters
+DIRECT = 1e-12  # damping of a linear problem: one or two steps solve it
+
+ROWS = {
+    "diffusion_published": row(
+        "diffusion", [level(PUBLISHED)], 1e-4, 60, marquardt(400), points=points(1000)
+    ),
+    "diffusion_linear": row(
+        "diffusion", [level(linear(13, 9), [6, 1])], 1e-6, 120, marquardt(3, damping=DIRECT), points=points(3000)
+    ),
+    "diffusion_adam": row(
+        "diffusion", [level(PUBLISHED)], 1e-2, 1e9, {"method": "none"}, points=points(1000), precision="single",
+        training={"steps": 10000, "lr": 5e-3, "log_every": 500},
+    ),
+    "diffusion_wide_linear": row(
+        "diffusion", [level(linear(10, 6), [64, 1])], 1e-4, 300, marquardt(2, damping=DIRECT), parameters=WIDE,
+        points=points(12000),
+    ),
+}  # fmt: skip
+
+
+def measured(name: str, seed: int) -> dict:
+    """One training run: error, CPU seconds, memory, parameters and its history."""
+    it = ROWS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        output, recipe = Path(folder) / "run", Path(folder) / "recipe.yaml"
+        recipe.write_text(yaml.safe_dump(it.recipe(seed, output)))
+        _, seconds, memory = run(["-m", "cpikan_hr.train", "--config", str(recipe)])
+        table = json.loads(run(["-m", "cpikan_hr", "evaluate", str(output)])[0])
+        lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    error = table["rel_l2"] if it.measure == "rel_l2" else table["coefficients"][it.measure]["relative_error"]
+    history = [[line["cpu_s"], line["rel_l2"]] for line in lines if "rel_l2" in line]
+    return {
+        "error": error, "rel_l2": table["rel_l2"], "cpu_s": round(seconds, 1), "peak_rss_mb": round(memory),
+        "params": table["params"], "history": history,
+    }  # fmt: skip
+
+
+def compared(name: str, runs: list[dict]) -> dict:
+    """DeepXDE's example against the median run."""
+    from pde_peer import at, peer, reached
+
+    from cpikan_hr.problems.equations import build
+
+    it = ROWS[name]
+    equation = build(it.problem["equation"], it.problem.get("parameters", {}))
+    reference = equation.solution if it.peer == "allen_cahn" else None
+    theirs = peer(it.peer, 0, 4 * it.seconds, reference)
+    ours = sorted(runs, key=lambda one: one["rel_l2"])[len(runs) // 2]["history"]
+    end, best = theirs["cpu_seconds"], min(error for _, error in theirs["history"])
+    here, there = reached(ours, best), reached(theirs["history"], best)
+    return {
+        "deepxde_rel_l2": best, "deepxde_cpu_s": round(end, 1), "error_ratio_at_its_seconds": at(ours, end) / best,
+        "seconds_ratio_to_its_error": None if here is None else here / there,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--peer", action="store_true")
+    arguments = parser.parse_args()
+    for name in arguments.rows:
+        it = ROWS[name]
+        runs = [measured(name, seed) for seed in range(arguments.seeds)]
+        error = statistics.median(one["error"] for one in runs)
+        seconds = statistics.median(one["cpu_s"] for one in runs)
+        line = {
+            "row": name, "measure": it.measure, "error": error, "errors": [one["error"] for one in runs],
+            "target": it.target, "cpu_s": seconds, "within_s": it.seconds, "params": runs[0]["params"],
+            "peak_rss_mb": max(one["peak_rss_mb"] for one in runs), "met": error <= it.target and seconds <= it.seconds,
+        }  # fmt: skip
+        if arguments.peer and it.peer:
+            line |= compared(name, runs)
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
