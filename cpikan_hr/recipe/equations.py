@@ -69,7 +69,7 @@ class PDEProblem(Section):
 
     kind: Literal["pde"] = "pde"
     equation: str = Field(description="name of a shipped equation, or a Python file with one (docs/add_an_equation.md)")
-    parameters: dict[str, float | str] = Field({}, description="of the equation, where they are not its defaults")
+    parameters: dict[str, int | float | str] = Field({}, description="of the equation, where they are not its defaults")
     unknown: dict[str, float] = Field({}, description="parameters that are learned too, and their first values")
     constraints: Literal["soft", "hard"] = Field(
         "soft",
