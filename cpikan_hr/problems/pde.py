@@ -230,6 +230,9 @@ class PDE(Problem):
     def about(self) -> dict:
         return {"equation": self.name, "axes": list(self.axes), "box": self.box.plain()}
 
+    def told(self, field: Field) -> dict[str, float]:
+        return {f"coefficient_{name}": value for name, value in self.coefficients(field).items()}
+
     # ------------------------------------------------------------------------------------------------------ answers
 
     @torch.no_grad()
@@ -251,18 +254,36 @@ class PDE(Problem):
         parts = [self.equation.solution(**coordinates(piece, self.axes)) for piece in points.split(CHUNK)]
         return None if parts[0] is None else torch.cat([part.detach() for part in parts])
 
-    def lattice_points(self, shape: tuple[int, int]) -> Tensor:
-        """The points float64 [h w, D] of a map: a lattice over the box, ends included, the last axis fastest.
+    def residual(self, jet: Jet, points: Tensor) -> Tensor:
+        """The equation's residual [n, K], without weights, from what `evaluate` gave in `order` at points [n, D]."""
+        u = jet._replace(rows=jet.rows[..., : self.channels])
+        return self._equation_residual(u, jet, points.to(jet.rows.device))
+
+    def coefficients(self, field: Field) -> dict[str, float]:
+        """The unknowns' present values, by a field that holds whole weights."""
+        found = [] if field.constants is None else field.constants.values.tolist()
+        return dict(zip(self.options.unknown, found, strict=True))
+
+    def true_coefficients(self) -> dict[str, float]:
+        """The unknowns' true values: all where the measurements are made of the answer, else those the recipe gives."""
+        made = self.options.measurements is not None and self.options.measurements.path is None
+        return {name: float(v) for name, v in self._true.items() if made or name in self.options.parameters}
+
+    def lattice_lines(self, shape: tuple[int, int]) -> list[Tensor]:
+        """Coordinates, float64, of a map's lattice along each axis: ends included.
 
         A line has one row; of three axes the last stands at its end.
         """
         ends = list(zip(self.box.low, self.box.high, strict=True))
         counts = [shape[1]] if len(ends) == 1 else [*shape, 1][: len(ends)]
-        lines = [
+        return [
             torch.linspace(low if count > 1 else high, high, count, dtype=torch.float64)
             for (low, high), count in zip(ends, counts, strict=True)
         ]
-        return torch.stack(torch.meshgrid(*lines, indexing="ij"), dim=-1).flatten(0, -2)
+
+    def lattice_points(self, shape: tuple[int, int]) -> Tensor:
+        """The points float64 [h w, D] of a map, the last axis fastest."""
+        return grid_points(self.lattice_lines(shape))
 
 
 class Probe:
@@ -281,6 +302,11 @@ class Probe:
         found = getattr(self._solution, name)
         self.asked[len(name)].add(name)
         return found
+
+
+def grid_points(lines: list[Tensor]) -> Tensor:
+    """The points [n1 n2 .., D] of a lattice with these coordinates along its axes, the last axis fastest."""
+    return torch.stack(torch.meshgrid(*lines, indexing="ij"), dim=-1).flatten(0, -2)
 
 
 def _no_such(where: str, name: str, known: list[str]) -> str:

@@ -142,6 +142,9 @@ def fit(
             about["peak_rss_mb"] = peak_rss_mb()
             about["gpu_peak_mb"] = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else 0.0
             save_field(run / "field.safetensors", joined_state(state, recipe, about), recipe, about)
+            points = batches.seen(recipe, steps)
+            if points:
+                save_tensors(run / "points.safetensors", points)
 
 
 def check_run(run: Path, recipe: Recipe, checkpoint: Path | None) -> None:
@@ -308,7 +311,8 @@ def run_steps(
                 name, value = problem.figure(error)
                 lr = max(updater.learning_rates)
                 tiles = {"tiles": field.trained_tiles} if options.settle_rmse else {}
-                tracker.log(updater.steps, {"loss": loss, name: value, "lr": lr, "grad_norm": norm, **tiles})
+                told = tiles | (problem.told(field) if field is not None else {})
+                tracker.log(updater.steps, {"loss": loss, name: value, "lr": lr, "grad_norm": norm, **told})
                 if field is not None:
                     preview.draw(field)
             if due(updater, options, saved_at):
