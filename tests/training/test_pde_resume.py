@@ -15,14 +15,14 @@ NETWORK = {"kind": "cpikan", "hidden": [5], "degree": 4}
 
 def write(folder: Path, steps: int, **changes) -> list[str]:
     problem = {
-        "kind": "pde", "equation": "burgers", "points": {"interior": 60, "condition": 12},
+        "kind": "pde", "equation": "burgers", "points": {"interior": 60, "condition": 12}, "resolution": 11,
         "attention": {"rate": 0.05}, "causal": {"slices": 4}, "refine": {"every": 5, "pool": 200},
     }  # fmt: skip
     tree = {
         "output": "given on the command line",
         "problem": problem,
         "field": {"precision": "double", "levels": [{"grid": [2, 1], "overlap": 0.5, "network": NETWORK}]},
-        "training": {"steps": steps, "log_every": 1, "checkpoint_steps": 3, "schedule": "constant", "keep": 99},
+        "training": {"steps": steps, "log_every": 1, "checkpoint_steps": 3, "checkpoint_minutes": None, "schedule": "constant", "keep": 99},
     }
     for section, given in changes.items():
         tree[section] = tree.get(section, {}) | given
@@ -58,17 +58,17 @@ def test_updates_go_on_as_if_never_stopped(accumulate, tmp_path):
     assert not torch.equal(first["interior"], state["interior"])  # the draw of update 10 lies between
 
 
-@pytest.mark.parametrize("method", ["levenberg_marquardt", "ssbroyden", "lbfgs", "multiplicative_schwarz"])
+@pytest.mark.parametrize("method", ["levenberg_marquardt", "ssbroyden", "multiplicative_schwarz"])
 def test_iterations_go_on_from_a_checkpoint_of_either_phase(method, tmp_path):
-    words = write(tmp_path, 6, solve={"method": method, "iterations": 8, "local": 2})
+    words = write(tmp_path, 6, solve={"method": method, "iterations": 5, "local": 2})
     run = tmp_path / "run"
     assert train([*words, str(run)]) == 0
     whole, field = logged(run), load_file(run / "field.safetensors")
-    assert [row[0] for row in whole] == list(range(1, 15))
+    assert [row[0] for row in whole] == list(range(1, 12))
     assert whole[-1][1] < whole[6][1]
     for step in (6, 9):
         assert train([*words, str(run), "--resume", str(run / "checkpoints" / f"step_{step:08d}")]) == 0
-        assert [row[0] for row in logged(run)] == list(range(1, 15))
+        assert [row[0] for row in logged(run)] == list(range(1, 12))
         for row, expected in zip(logged(run), whole, strict=True):
             assert row == pytest.approx(expected, rel=1e-7)
         again = load_file(run / "field.safetensors")
