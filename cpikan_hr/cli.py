@@ -58,7 +58,7 @@ def amplitude(text: str) -> float:
 
 
 # those of quantities.py, which would import torch
-QUANTITIES = ("value", "gradient", "laplacian", "sigma", "background", "modulation", "residual", "valid")
+QUANTITIES = ("value", "gradient", "laplacian", "sigma", "background", "modulation", "residual", "valid", "error")
 REMOVE = "what is taken from heights before pv, sq and sa: the mean, the plane, or the second-order surface"
 
 
@@ -97,7 +97,7 @@ def parser() -> Parser:
     render = commands.add_parser("render", help="render a trained field to TIFF, PNG or npy")
     render.add_argument("trained", metavar="RUN", type=Path)
     render.add_argument("--out", type=Path, required=True)
-    render.add_argument("--region", default=None, help="y0:y1,x0:x1 in px of the source")
+    render.add_argument("--region", default=None, help="y0:y1,x0:x1 in px of the source, or lattice points")
     render.add_argument("--scale", type=float, default=1.0, help="output pixels per source pixel")
     render.add_argument("--quantity", choices=QUANTITIES, default="value")
     render.add_argument(
@@ -197,10 +197,16 @@ def run_evaluate(arguments) -> None:
     from cpikan_hr.training.weights import load_field
 
     trained = load_field(arguments.trained, compute_device(), mapped=True)
+    file = arguments.trained / "field.safetensors" if arguments.trained.is_dir() else arguments.trained
+    if trained.recipe.problem.kind == "pde":
+        from cpikan_hr.evaluate_pde import evaluate_equation
+
+        reference = open_source(arguments.reference) if arguments.reference else None
+        print(json.dumps(evaluate_equation(trained, reference, file.stat().st_size)))
+        return
     reference = open_source(arguments.reference) if arguments.reference else reference_of(trained.recipe)
     if reference is None:
         raise UserError(f"{arguments.trained}: this problem knows no true answer; give --reference FILE")
-    file = arguments.trained / "field.safetensors" if arguments.trained.is_dir() else arguments.trained
     print(json.dumps(evaluate(trained, reference, file.stat().st_size, arguments.remove)))
 
 

@@ -18,13 +18,14 @@ from cpikan_hr.data.stack import open_stack
 from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Field
 from cpikan_hr.problems import Interferometry, build_problem
+from cpikan_hr.quantities_pde import equation_quantity
 from cpikan_hr.recipe import Recipe
 from cpikan_hr.solvers.uncertainty import calibrate, standard_deviation
 from cpikan_hr.training.weights import Trained
 
 Mask = Callable[[Tensor, Tensor], np.ndarray]  # ascending float64 coordinates -> bool [h, w]
 ORDERS = {"value": ("value", ""), "gradient": ("gradient", " / px"), "laplacian": ("laplacian", " / px^2")}
-NAMES = (*ORDERS, "sigma", *Interferometry.maps)
+NAMES = (*ORDERS, "sigma", *Interferometry.maps, "error")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class Quantity:
 def quantity_of(trained: Trained, name: str) -> Quantity:
     """The quantity `name` of a trained field. UserError where its problem does not have it."""
     field, recipe, about = trained
+    if recipe.problem.kind == "pde":
+        return Quantity(*equation_quantity(trained, name))
+    if name == "error":
+        raise UserError("--quantity error: is for equations with a known answer; evaluate compares with a reference")
     if name in ORDERS:
         order, per = ORDERS[name]
         channels = about["channels"] * (2 if name == "gradient" else 1)

@@ -15,6 +15,7 @@ from cpikan_hr.errors import UserError
 from cpikan_hr.parallel import in_threads
 from cpikan_hr.processes import ALONE, Processes
 from cpikan_hr.quantities import Quantity, known_pixels, quantity_of, stack_mask
+from cpikan_hr.quantities_pde import lattice_coordinates, lattice_note
 from cpikan_hr.training.weights import Trained
 
 STRIP = 2**20  # output pixels of one strip
@@ -45,6 +46,7 @@ def render(trained: Trained, out: Path, *, region: str | None = None, scale: flo
            unit: str | None = None, mask: str = "stack", processes: Processes = ALONE, progress=None) -> Path:
     """Writes the map: heights as float32, NaN where the stack's mask is off; 8/16-bit pictures as such.
 
+    Of an equation: its lattice, `scale` times as many points; `region` is in lattice points.
     `quantity`: one of `quantities.NAMES`. `unit`: nm, um or m, of heights only; None is nm. `mask`: "stack", or "valid"
     for NaN wherever the frames tell nothing (shadows, clipped samples, undecided orders) and the field only fills in.
     """
@@ -58,7 +60,14 @@ def render(trained: Trained, out: Path, *, region: str | None = None, scale: flo
     y0, y1, x0, x1 = parse_region(region, tuple(about["shape"]))
     if max(y1 - y0, x1 - x0) * scale > MAX_SIDE:
         raise UserError(f"--scale {scale}: more than {MAX_SIDE} pixels on a side; render regions one by one")
-    ys, xs = coordinates(y0, y1, scale), coordinates(x0, x1, scale)
+    equation = recipe.problem.kind == "pde"
+    if equation:
+        ys, xs = (
+            lattice_coordinates(low, high, count, scale if count > 1 else 1.0)
+            for low, high, count in zip((y0, x0), (y1, x1), about["shape"], strict=True)
+        )
+    else:
+        ys, xs = coordinates(y0, y1, scale), coordinates(x0, x1, scale)
     shown = quantity_of(trained, quantity)
     valid = None if quantity == "valid" else known_pixels(trained) if mask == "valid" else stack_mask(recipe)
     picture = quantity == "value" and about["unit"] == "grey levels" or quantity == "valid"
@@ -74,7 +83,8 @@ def render(trained: Trained, out: Path, *, region: str | None = None, scale: flo
     height = max(1, STRIP // len(xs))
     starts = range(0, len(ys), height)[processes.rank :: processes.ranks]
     shape = (len(ys), len(xs), shown.channels)
-    with opened_map(processes, out, shape, dtype, unit=unit, pixel_pitch_um=pitch) as writer:
+    told = lattice_note(about, quantity) if equation else None
+    with opened_map(processes, out, shape, dtype, unit=unit, pixel_pitch_um=pitch, description=told) as writer:
         with processes.together():
 
             def strip(start: int) -> None:

@@ -1,5 +1,6 @@
 """Documents that are generated, or that name commands and files, are true."""
 
+import json
 import os
 import re
 import shlex
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from cpikan_hr.cli import main as cli
 from cpikan_hr.recipe_docs import document
 
 ROOT = Path(__file__).parents[1]
@@ -53,3 +55,23 @@ def test_the_commands_of_the_readme_run_one_after_the_other(tmp_path):
         assert done.returncode == 0, f"{shlex.join(words)}: {done.stderr[-2000:]}"
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"height.tif", "classical.tif", "part.png"}
     assert (tmp_path / "runs" / "image" / "field.packed.safetensors").is_file()
+
+
+def test_the_equation_of_the_documentation_is_trained_evaluated_and_drawn(tmp_path, monkeypatch, capsys):
+    """Its files and commands as they stand there, with fewer iterations."""
+    text = (ROOT / "docs" / "add_an_equation.md").read_text()
+    for kind in ("py", "yaml"):
+        language = {"py": "python"}.get(kind, kind)
+        (code,) = re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.M | re.S)
+        assert kind != "py" or code.count("\n") < 40
+        (tmp_path / f"klein_gordon.{kind}").write_text(code.replace("iterations: 60", "iterations: 15"))
+    monkeypatch.chdir(tmp_path)
+    commands = commands_of("docs/add_an_equation.md")
+    assert [words[1] for words in commands] == ["train", "evaluate", "render", "train"]
+    for words in commands:
+        capsys.readouterr()
+        assert cli(words[1:]) == 0, capsys.readouterr().err
+        if words[1] == "evaluate":
+            assert json.loads(capsys.readouterr().out)["rel_l2"] < 0.1
+    assert (tmp_path / "klein_gordon.tif").is_file()
+    assert (tmp_path / "runs" / "inverse" / "field.safetensors").is_file()

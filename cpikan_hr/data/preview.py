@@ -34,7 +34,7 @@ def read_decimated(source: Source, max_side: int = 1000) -> np.ndarray:
 def save_preview(
     path: str | os.PathLike, arrays: Sequence[np.ndarray], titles: Sequence[str], unit: str = "nm", dpi: int = 120
 ) -> Path:
-    """Draws maps [h, w] (grey or heights) or pictures [h, w, 3] side by side into the PNG `path`.
+    """Draws maps [h, w] (grey or heights; of one row as a line) or pictures [h, w, 3] side by side into the PNG `path`.
 
     Maps share one colour scale and have a colour bar in `unit`; a title that starts with "difference" gets a symmetric
     scale of its own, from the 1st to the 99th percentile.
@@ -49,7 +49,12 @@ def save_preview(
         axes = figure.add_subplot(1, len(arrays), index + 1)
         axes.set_axis_off()
         axes.set_title(title)
-        array = np.squeeze(array)
+        array = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
+        if array.ndim == 2 and len(array) == 1:
+            axes.set_axis_on()
+            axes.plot(array[0])
+            axes.set_ylabel(unit)
+            continue
         if array.ndim == 3:
             axes.imshow(np.clip(array / (255 if array.max() > 1 else 1), 0, 1))
             continue

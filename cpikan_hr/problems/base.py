@@ -70,6 +70,10 @@ class Problem(ABC):
         """What was found out about the data, as plain values that are kept with the run."""
         return {}
 
+    def told(self, field: Field) -> dict[str, float]:
+        """Further numbers for the log, by a field that holds whole weights."""
+        return {}
+
     def note(self) -> str | None:
         """The same for the user, told once; None where there is nothing to say."""
         return None

@@ -11,7 +11,7 @@ from cpikan_hr.data.sampling import Draw, PixelSampler
 from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Region, pixel_axis
 from cpikan_hr.jets import Jet
-from cpikan_hr.recipe import BatchOptions
+from cpikan_hr.recipe import BatchOptions, Recipe
 
 
 class Batches(ABC):
@@ -42,6 +42,10 @@ class Batches(ABC):
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """What `state` gave."""
+
+    def seen(self, recipe: Recipe, steps: int) -> dict[str, Tensor]:
+        """Points to be kept beside the field of a run that has made so many steps; {}: none."""
+        return {}
 
 
 class PixelBatches(Batches):

@@ -14,6 +14,7 @@ from cpikan_hr.problems.equations.base import Condition, Equation, Periodic, coo
 from cpikan_hr.problems.equations.constraints import Ansatz
 from cpikan_hr.recipe import PointOptions
 
+KEPT = 6  # draws by the residual that are remembered
 BESIDE = 1e-9  # of the extent: how far from an interface its two sides are looked at
 
 
@@ -74,6 +75,7 @@ class Collocation:
             met = [axis for axis, places in enumerate(edges) if places]
             self.groups += [Group(f"interface_{self.axes[a]}", "interface", options.interface, axis=a) for a in met]
         self.interior: Tensor | None = None  # once points were drawn by the residual
+        self.drawn: list[tuple[int, Tensor]] = []  # the last of them, and the updates they were drawn before
         self._placed: dict[tuple[int, int], list] = {}  # by draw and by how often the interior was chosen anew
         self._chosen = 0
 
@@ -172,13 +174,25 @@ class Collocation:
         count = self.groups[0].count
         chosen = rng.choice(len(pool), count, replace=count > len(pool), p=chances / chances.sum())
         self._choose(pool[torch.from_numpy(chosen)])
+        self.drawn = [*self.drawn, (step, self.interior)][-KEPT:]
 
     def _choose(self, interior: Tensor | None) -> None:
         self.interior = interior
         self._chosen += 1
 
     def state(self) -> dict[str, Tensor]:
-        return {} if self.interior is None else {"interior": self.interior}
+        """`interior` [n, D]; `drawn` [k, n, D] and `drawn_at` [k], their updates; {} unless drawn by the residual."""
+        state = {} if self.interior is None else {"interior": self.interior}
+        if self.drawn:
+            steps, points = zip(*self.drawn, strict=True)
+            state |= {"drawn": torch.stack(points), "drawn_at": torch.tensor(steps)}
+        return state
 
     def restore(self, state: dict[str, Tensor]) -> None:
         self._choose(state.get("interior"))
+        if "drawn" in state:
+            self.drawn = list(zip(state["drawn_at"].tolist(), state["drawn"], strict=True))
+
+    def seen(self, draw: int) -> dict[str, Tensor]:
+        """Where the interior points of a draw are, `interior` [n, D], and what `state` says of those before."""
+        return self.state() | {"interior": self.placed(draw)[0][0].points}

@@ -8,6 +8,7 @@ from torch import Tensor
 from cpikan_hr.errors import UserError
 from cpikan_hr.jets import Jet
 from cpikan_hr.problems.batches import Batches
+from cpikan_hr.recipe import Recipe
 
 CHUNK = 16384  # points of a pool evaluated at once
 
@@ -65,6 +66,14 @@ class EquationBatches(Batches):
 
     def state(self) -> dict[str, Tensor]:
         return self.weighting.state() | self.points_of.state()
+
+    def seen(self, recipe: Recipe, steps: int) -> dict[str, Tensor]:
+        """Interior points of the last draw, and what `Collocation.state` says of those drawn by the residual."""
+        solved, every = steps - recipe.training.steps, recipe.solve.redraw_every
+        draw = self.points_of.draw_of(max(steps - 1, 0))
+        if solved > 0:
+            draw = (solved - 1) // every if every else 0
+        return self.points_of.seen(draw)
 
     def restore(self, state: dict[str, Tensor]) -> None:
         if not state:

@@ -17,6 +17,7 @@ from cpikan_hr.problems.collocation import Collocation, Group
 from cpikan_hr.problems.equation_batches import EquationBatches
 from cpikan_hr.problems.equations import build
 from cpikan_hr.problems.equations.base import Condition, Equation, Periodic, Solution, coordinates
+from cpikan_hr.problems.equations.checks import checked_conditions
 from cpikan_hr.problems.equations.constraints import Ansatz, constrained, hard_conditions
 from cpikan_hr.problems.measurements import check_inside, read_table
 from cpikan_hr.problems.weighting import Weighting
@@ -40,12 +41,13 @@ class PDE(Problem):
         self.equation: Equation = build(options.equation, dict(options.parameters))
         self.name = type(self.equation).__name__
         self.axes, self.channels = self.equation.axes, self.equation.channels
-        self.order, self.residual_width = self._needs()
-        self._check_field(recipe)
-        ends = list(self.equation.domain().values())
-        conditions = self.equation.conditions()
+        self._ends = self.equation.domain()
+        self._conditions = conditions = checked_conditions(self.equation, options.equation)
         if not conditions and not options.measurements:
             raise UserError(f"{options.equation}: no condition on any face; without one the answer is not determined")
+        self.order, self.residual_width = self._needs()
+        self._check_field(recipe)
+        ends = list(self._ends.values())
         hard = hard_conditions(self.equation, conditions, options.constraints)
         periodic = tuple(self.axes.index(c.axis) for c in hard if isinstance(c, Periodic))
         for axis in periodic:
@@ -82,15 +84,20 @@ class PDE(Problem):
 
     def _needs(self) -> tuple[str, int]:
         """The jet order of the residual and its conditions, found by asking with zeros; and how many equations."""
-        probe = Probe(self.axes, self.channels)
-        point = {axis: torch.zeros(1, 1, dtype=torch.float64) + sum(self.equation.domain()[axis]) / 2 for axis in self.axes}
+        probe, name = Probe(self.axes, self.channels), self.options.equation
+        point = {axis: torch.full((1, 1), sum(ends) / 2, dtype=torch.float64) for axis, ends in self._ends.items()}
         try:
             found = self.equation.residual(probe, **point)
         except AttributeError as error:
-            raise UserError(f"{self.options.equation}: residual asks for {error}") from None
+            raise UserError(f"{name}: residual asks for {error}") from None
         except TypeError as error:
-            raise UserError(f"{self.options.equation}: residual(self, u, {', '.join(self.axes)}): {error}") from None
-        slopes = any(isinstance(c, Periodic) or c.derivative for c in self.equation.conditions())
+            raise UserError(f"{name}: residual(self, u, {', '.join(self.axes)}): {error}") from None
+        except Exception as error:  # an equation is a user's file
+            raise UserError(f"{name}: residual raised {type(error).__name__}: {error}; correct the equation") from None
+        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != 1:
+            told = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            raise UserError(f"{name}: residual gives {told} at one point; give a tensor [n, K] of K equations")
+        slopes = any(isinstance(c, Periodic) or c.derivative for c in self._conditions)
         first, second = bool(probe.asked[1]) or slopes, bool(probe.asked[2])
         return "hessian" if second else "gradient" if first else "value", found.shape[-1]
 
@@ -126,8 +133,7 @@ class PDE(Problem):
             if self.options.unknown:
                 raise UserError("problem.unknown: coefficients are found from data; give problem.measurements")
             return None
-        ends = zip(*self.equation.domain().values(), strict=True)
-        low, high = (torch.tensor(end, dtype=torch.float64) for end in ends)
+        low, high = (torch.tensor(end, dtype=torch.float64) for end in zip(*self._ends.values(), strict=True))
         if options.path:
             table = read_table(Path(options.path), len(self.axes) + self.channels)
             points = table[:, : len(self.axes)]
@@ -224,6 +230,9 @@ class PDE(Problem):
     def about(self) -> dict:
         return {"equation": self.name, "axes": list(self.axes), "box": self.box.plain()}
 
+    def told(self, field: Field) -> dict[str, float]:
+        return {f"coefficient_{name}": value for name, value in self.coefficients(field).items()}
+
     # ------------------------------------------------------------------------------------------------------ answers
 
     @torch.no_grad()
@@ -245,18 +254,36 @@ class PDE(Problem):
         parts = [self.equation.solution(**coordinates(piece, self.axes)) for piece in points.split(CHUNK)]
         return None if parts[0] is None else torch.cat([part.detach() for part in parts])
 
-    def lattice_points(self, shape: tuple[int, int]) -> Tensor:
-        """The points float64 [h w, D] of a map: a lattice over the box, ends included, the last axis fastest.
+    def residual(self, jet: Jet, points: Tensor) -> Tensor:
+        """The equation's residual [n, K], without weights, from what `evaluate` gave in `order` at points [n, D]."""
+        u = jet._replace(rows=jet.rows[..., : self.channels])
+        return self._equation_residual(u, jet, points.to(jet.rows.device))
+
+    def coefficients(self, field: Field) -> dict[str, float]:
+        """The unknowns' present values, by a field that holds whole weights."""
+        found = [] if field.constants is None else field.constants.values.tolist()
+        return dict(zip(self.options.unknown, found, strict=True))
+
+    def true_coefficients(self) -> dict[str, float]:
+        """The unknowns' true values: all where the measurements are made of the answer, else those the recipe gives."""
+        made = self.options.measurements is not None and self.options.measurements.path is None
+        return {name: float(v) for name, v in self._true.items() if made or name in self.options.parameters}
+
+    def lattice_lines(self, shape: tuple[int, int]) -> list[Tensor]:
+        """Coordinates, float64, of a map's lattice along each axis: ends included.
 
         A line has one row; of three axes the last stands at its end.
         """
         ends = list(zip(self.box.low, self.box.high, strict=True))
         counts = [shape[1]] if len(ends) == 1 else [*shape, 1][: len(ends)]
-        lines = [
+        return [
             torch.linspace(low if count > 1 else high, high, count, dtype=torch.float64)
             for (low, high), count in zip(ends, counts, strict=True)
         ]
-        return torch.stack(torch.meshgrid(*lines, indexing="ij"), dim=-1).flatten(0, -2)
+
+    def lattice_points(self, shape: tuple[int, int]) -> Tensor:
+        """The points float64 [h w, D] of a map, the last axis fastest."""
+        return grid_points(self.lattice_lines(shape))
 
 
 class Probe:
@@ -275,6 +302,11 @@ class Probe:
         found = getattr(self._solution, name)
         self.asked[len(name)].add(name)
         return found
+
+
+def grid_points(lines: list[Tensor]) -> Tensor:
+    """The points [n1 n2 .., D] of a lattice with these coordinates along its axes, the last axis fastest."""
+    return torch.stack(torch.meshgrid(*lines, indexing="ij"), dim=-1).flatten(0, -2)
 
 
 def _no_such(where: str, name: str, known: list[str]) -> str:

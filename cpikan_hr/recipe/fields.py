@@ -146,7 +146,7 @@ class LevelOptions(Section):
         if strides is not None and len(strides) > 1 and not adaptive:
             raise ValueError("`tile`: a quadtree needs a network that adapts: chebyshev2d with `sparse`, or `grow`")
         if adaptive and strides is None:
-            raise ValueError("an adaptive level needs `tile`, the strides of its leaves in px")
+            raise ValueError("`sparse` and `grow` are for fields of pixels: they need `tile`, strides of leaves in px")
         if adaptive and (
             round(self.overlap * strides[-1], 6) % 2
             or self.network.kind == "chebyshev2d"

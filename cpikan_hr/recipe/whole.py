@@ -60,6 +60,12 @@ class Recipe(Section):
         for key in ("settle_rmse", "sweep_every"):
             if getattr(self.training, key) is not None:
                 raise ValueError(f"'training.{key}': is for fields of pixels; leave it out")
+        for key in ("psnr", "rmse", "params_per_px"):
+            if getattr(self.target, key) is not None:
+                raise ValueError(f"'target.{key}': is for fields of pixels; leave it out")
+        for key, given, default in (("start", self.start, StartOptions()), ("batch", self.batch, BatchOptions())):
+            if given != default:
+                raise ValueError(f"'{key}': is for fields of pixels; an equation has `problem.points`; leave it out")
 
     @property
     def full_precision(self) -> bool:

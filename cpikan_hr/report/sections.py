@@ -19,6 +19,8 @@ FIGURES = {
     "psnr": ("PSNR", "dB", "of the full range of a picture, or of the reference's range"),
     "ssim": ("SSIM", "", "structural similarity, 7 x 7 windows"),
     "rel_l2": ("Relative L2 error", "", ""),
+    "linf": ("Largest error", None, "against the reference"),
+    "residual": ("Residual", "", "root mean square of the equation's residual at fresh points"),
     "seam": ("Largest seam", None, "jump across a tile's border beyond the jumps beside it"),
     "pv": ("PV", None, "highest minus lowest"),
     "sq": ("Sq", None, "root mean square height, ISO 25178"),
@@ -57,26 +59,40 @@ def header(title: str, about: dict, recipe: Recipe) -> str:
     return f"<header><h1>{escape(title)}</h1><p>{escape(', '.join(parts))}</p></header>\n"
 
 
-def viewer(layer: Layer, profiles: bool = False) -> str:
-    """A place for a layer: a canvas to move in, its scale and what is under the cursor."""
+def viewer(layer: Layer, profiles: bool = False, axes: tuple[str, str] | None = None) -> str:
+    """A place for a layer: a canvas to move in, its scale and what is under the cursor.
+
+    `axes`: names of those to the right and down, with numbers of their own at the canvas; None: they count px.
+    """
     name, title = layer.name, escape(layer.title)
     bar = "" if layer.kind == "picture" else '<div class="bar"><canvas></canvas><div class="ticks"></div></div>'
     fit = "" if layer.kind == "picture" else '<button type="button" data-do="fit">Colours of this view</button>'
     point = ""
     if profiles:
-        point = (
-            f'<form class="point"><label>x <input name="x" type="number" min="0" max="{layer.width - 1}"></label>'
-            f'<label>y <input name="y" type="number" min="0" max="{layer.height - 1}"></label>'
-            "<button>Profiles here</button></form>"
-        )
+        x, y = axes or ("x", "y")
+        bounds = ['step="any"'] * 2 if axes else [f'min="0" max="{n - 1}"' for n in (layer.width, layer.height)]
+        fields = [
+            f'<label>{name} <input name="{key}" type="number" {bound}></label>'
+            for key, name, bound in (("x", x, bounds[0]), ("y", y, bounds[1]))
+        ]
+        fields = "".join(fields[::-1] if axes else fields)  # of an equation the first axis goes down
+        point = f'<form class="point">{fields}<button>Profiles here</button></form>'
+    canvas = (
+        f'<canvas class="map" tabindex="0" role="img" aria-label="{title}. Arrow keys move, plus and minus zoom, '
+        '0 shows the whole map, Enter chooses the point in the middle." '
+        f'style="aspect-ratio: {layer.width} / {layer.height}"></canvas>'
+    )
+    if axes:
+        shape = f"--shape: {layer.width / layer.height:g}"
+        rules = '<div class="rule down"></div>', '<div class="rule across"></div>'
+        canvas = f'<div class="framed" style="{shape}">{rules[0]}{canvas}{rules[1]}</div>'
     return f"""<figure class="view" data-layer="{name}">
 <div class="tools" role="group" aria-label="{title}">
 <button type="button" data-do="in" aria-label="Zoom in">+</button>
 <button type="button" data-do="out" aria-label="Zoom out">&minus;</button>
 <button type="button" data-do="whole">Whole map</button>{fit}{point}
 </div>
-<canvas class="map" tabindex="0" role="img" aria-label="{title}. Arrow keys move, plus and minus zoom, 0 shows the whole
- map, Enter chooses the point in the middle." style="aspect-ratio: {layer.width} / {layer.height}"></canvas>
+{canvas}
 {bar}
 <figcaption><output aria-live="polite">&nbsp;</output><span class="note">{escape(layer.note)}</span></figcaption>
 </figure>"""

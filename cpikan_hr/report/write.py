@@ -1,34 +1,26 @@
 """Writes the report: head, sections, tiles, data, script. Tiles go to the file as they are made."""
 
-import base64
-import importlib.resources
-import json
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from html import escape
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
-from matplotlib import colormaps
 
 from cpikan_hr.data.source import open_source
 from cpikan_hr.errors import UserError
 from cpikan_hr.files import whole_file
 from cpikan_hr.processes import compute_device
 from cpikan_hr.report import sections
+from cpikan_hr.report.equation import write_equation_report
 from cpikan_hr.report.figures import classical_rmse, figures_of, metrics_of
 from cpikan_hr.report.layers import Strip, data_of, strips
+from cpikan_hr.report.page import COLOURS, colours, embedded, encoded, head, limits, script
 from cpikan_hr.report.plan import Layer, encoder, planned
 from cpikan_hr.report.pyramid import Pyramid
 from cpikan_hr.training.weights import Trained, load_field
 
-ASSETS = importlib.resources.files("cpikan_hr.report") / "assets"
 SCRIPTS = ("tiles.js", "map.js", "plot.js", "report.js")
-# Nothing may be asked of a network: the browser is told so.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
-COLOURS = ("viridis", "RdBu_r", "magma", "gray")
 
 
 def write_report(
@@ -49,6 +41,8 @@ def write_report(
     out = out or file.with_name("report.html")
     if out.is_dir():  # the rename at the end would fail, after all the work
         raise UserError(f"{out}: is a folder; name a file")
+    if trained.recipe.problem.kind == "pde":
+        return write_equation_report(trained, file, out, reference, progress)
     problem = data_of(trained.recipe)
     truth = open_source(reference) if reference else problem and problem.reference()
     found = trained.about.get("phase_steps_rad")
@@ -78,7 +72,7 @@ def write_report(
             "colours": {name: colours(name) for name in COLOURS},
         }
         page.write(f'<script type="application/json" id="data">{embedded(data)}</script>\n')
-        page.write(f"<script>{script()}</script>\n</body>\n</html>\n")
+        page.write(f"<script>{script(SCRIPTS)}</script>\n</body>\n</html>\n")
     return out
 
 
@@ -119,65 +113,8 @@ def write_tiles(
     return {"at": [width // 2, row]} | {axis: encoded(line.T.astype("<f4")) for axis, line in lines.items()}
 
 
-def limits(values: np.ndarray, colours: str) -> tuple[float, float]:
-    """The range of the colours: all but the outermost half percent at each end; about zero where they diverge."""
-    known = values[np.isfinite(values)]
-    if not known.size:
-        return 0.0, 1.0
-    low, high = (float(value) for value in np.percentile(known, [0.5, 99.5]))
-    if colours == "RdBu_r":
-        high = max(abs(low), abs(high))
-        low = -high
-    return (low, high) if high > low else (low - 0.5, low + 0.5)
-
-
 def curves(lines: list[dict]) -> dict[str, list]:
     """The steps and what was logged at them; no more than 2000 of them, evenly."""
     steps = [line for line in lines if "loss" in line]
     steps = steps[:: -(-len(steps) // 2000) or 1]
     return {name: [line.get(name) for line in steps] for name in ["step", *sections.curve_names(lines)]}
-
-
-def head(name: str) -> str:
-    style = (ASSETS / "style.css").read_text(encoding="utf-8")
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<link rel="icon" href="data:,">
-<title>{escape(name)}</title>
-<style>
-{style}</style>
-</head>
-<body>
-"""
-
-
-def script() -> str:
-    parts = [(ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS]
-    return '"use strict";\n(() => {\n' + "".join(parts) + "})();\n"
-
-
-def colours(name: str) -> str:
-    """256 colours of matplotlib, three bytes each."""
-    return encoded(np.uint8(255 * colormaps[name](np.arange(256))[:, :3] + 0.5))
-
-
-def encoded(array: np.ndarray) -> str:
-    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
-
-
-def embedded(data) -> str:
-    """JSON that may stand in a page: no tag can end it, and what is not finite is null."""
-    return json.dumps(finite(data), allow_nan=False).replace("<", "\\u003c")
-
-
-def finite(data):
-    if isinstance(data, dict):
-        return {key: finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from cpikan_hr.errors import UserError
+from cpikan_hr.fields import Field
 from cpikan_hr.files import writing
 from cpikan_hr.processes import Processes
 from cpikan_hr.training.state import load_state, save_state
@@ -21,7 +22,7 @@ from cpikan_hr.training.tensors import load_tensors, save_tensors
 from cpikan_hr.training.update import Updater
 
 LAYOUT = "layout.safetensors"  # in a checkpoint's folder, where tiles have settled
-SOLVE = "solve.safetensors"  # all of a checkpoint of a second-order solver
+SOLVE = "solve.safetensors"  # what a second-order solver resumes from
 BATCHES = "batches.safetensors"  # where points and weights follow from earlier updates
 
 
@@ -79,10 +80,11 @@ def save_second_order(
     step: int,
     state: dict[str, torch.Tensor],
     batches: dict[str, torch.Tensor],
+    field: Field,
     processes: Processes,
     keep: int,
 ) -> None:
-    """Collective. The same for a second-order solver, whose state is alike on all processes."""
+    """Collective. The same for a second-order solver, whose state and field are alike on all processes."""
     final = run / "checkpoints" / f"step_{step:08d}"
     part = final.with_name(final.name + ".part")
     with processes.together(), writing(final):
@@ -93,13 +95,18 @@ def save_second_order(
         save_tensors(part / SOLVE, state)
         if batches:
             save_tensors(part / BATCHES, batches)
+        save_tensors(part / "model.safetensors", field.state_dict())  # for `export`
         _complete(part, run, keep)
 
 
 def _complete(part: Path, run: Path, keep: int) -> None:
-    """Gives a whole checkpoint its name and removes the oldest."""
+    """Gives a whole checkpoint its name, in place of one that a run resumed before it left, and removes the oldest."""
     os.sync()
-    part.rename(part.with_suffix(""))
+    final, former = part.with_suffix(""), part.with_suffix(".former.part")
+    if final.exists():
+        final.rename(former)
+    part.rename(final)
+    shutil.rmtree(former, ignore_errors=True)
     for old in complete(run)[:-keep]:
         shutil.rmtree(old)
 

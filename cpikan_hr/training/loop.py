@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 
 from cpikan_hr.errors import Interrupted, UserError
 from cpikan_hr.fields import Field, Region
@@ -31,6 +30,7 @@ from cpikan_hr.solvers.start import fit_field, normalise, sweep_field
 from cpikan_hr.training import checkpoints
 from cpikan_hr.training.backend import make_accelerator
 from cpikan_hr.training.display import Preview, StartBar, contribution_table, described, missed
+from cpikan_hr.training.requirements import check_backend, whole_weights
 from cpikan_hr.training.settling import settle
 from cpikan_hr.training.solve import solve
 from cpikan_hr.training.stopping import Stop, Stopped
@@ -54,12 +54,7 @@ def train(recipe: Recipe) -> Path:
         print(f"note: phases and derivatives stay in fp32; {options.precision} is left out of this run", flush=True)
     processes = checkpoints.processes_of(accelerator)
     with processes.together():
-        for key in ("sweep_every", "settle_rmse"):
-            if getattr(options, key) and not whole_weights(accelerator):
-                raise UserError(
-                    f"training.{key} needs plain weights on every process: launch with cpu, single_gpu or ddp, "
-                    "or leave it out"
-                )
+        check_backend(recipe, accelerator)
         problem = build_problem(recipe)
         problem.batches(recipe).check(accelerator.num_processes * options.accumulate)
         checkpoint = checkpoints.choose(run, recipe.resume)
@@ -129,6 +124,7 @@ def fit(
                 tell_start(levels, problem, recipe, stop)
     steps = updater.steps if updater else checkpoints.step_of(checkpoint) if second else 0
     total = options.steps + (recipe.solve.iterations if recipe.solve.method != "none" else 0)
+    solved = None
     with closing(Tracker(run, total, steps, accelerator.is_main_process)) as tracker:
         tracker.start([] if checkpoint else [described(row, problem) for row in levels])
         if updater:
@@ -138,13 +134,17 @@ def fit(
             solved = accelerator.unwrap_model(updater.model) if updater else field
             resumed = checkpoint if second else None
             steps = solve(solved, problem, batches, recipe, run, resumed, processes, stop, tracker, preview)
-    state = updater.weights() if updater else field.state_dict()
+    # What a solver reached, not the average of the weights before it
+    state = updater.weights() if updater and solved is None else (solved or field).state_dict()
     with processes.together():
         if accelerator.is_main_process:
             about["steps"], about["train_seconds"] = steps, time.perf_counter() - began
             about["peak_rss_mb"] = peak_rss_mb()
             about["gpu_peak_mb"] = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else 0.0
             save_field(run / "field.safetensors", joined_state(state, recipe, about), recipe, about)
+            points = batches.seen(recipe, steps)
+            if points:
+                save_tensors(run / "points.safetensors", points)
 
 
 def check_run(run: Path, recipe: Recipe, checkpoint: Path | None) -> None:
@@ -311,7 +311,8 @@ def run_steps(
                 name, value = problem.figure(error)
                 lr = max(updater.learning_rates)
                 tiles = {"tiles": field.trained_tiles} if options.settle_rmse else {}
-                tracker.log(updater.steps, {"loss": loss, name: value, "lr": lr, "grad_norm": norm, **tiles})
+                told = tiles | (problem.told(field) if field is not None else {})
+                tracker.log(updater.steps, {"loss": loss, name: value, "lr": lr, "grad_norm": norm, **told})
                 if field is not None:
                     preview.draw(field)
             if due(updater, options, saved_at):
@@ -319,11 +320,6 @@ def run_steps(
                 saved_at = time.perf_counter()
     if stop.interrupted and 0 < updater.steps < options.steps:
         checkpoints.save(updater, run, options.keep, batches.state())  # so that it can be resumed
-
-
-def whole_weights(accelerator: Accelerator) -> bool:
-    """Whether every process holds the very parameters that are trained: single process and DDP."""
-    return accelerator.distributed_type not in (DistributedType.DEEPSPEED, DistributedType.FSDP)
 
 
 def due(updater: Updater, options, saved_at: float) -> bool:

@@ -77,11 +77,13 @@ def solve(
             tracker.update(problem.collocation.total)
             if done % training.log_every == 0 or done == options.iterations:
                 told = {"loss": step.loss, "grad_norm": step.gradient_norm, "evaluations": step.evaluations}
-                tracker.log(number, told | residual_figure(field, problem, draw))
+                tracker.log(number, told | residual_figure(field, problem, draw) | problem.told(field))
                 preview.draw(field)
             if training.checkpoint_steps and done % training.checkpoint_steps == 0:
                 kept = {"theta": step.theta, **step.state}
-                checkpoints.save_second_order(run, number, kept, batches.state(), processes, training.keep)
+                checkpoints.save_second_order(
+                    run, number, kept, batches.state(), field, processes, training.keep
+                )
             if stop.agreed(processes) or settled(losses, options.tolerance):
                 return number
         if done == before:  # no step lowers the loss any more

@@ -116,7 +116,7 @@ def test_sweeps_between_steps_lower_the_loss_alike_on_two_processes(tmp_path):
 def test_sweeps_between_steps_are_refused_before_the_start_where_weights_are_sharded(tmp_path):
     words = ["-m", "cpikan_hr.train", *write(tmp_path, [GROWN], 28, steps=20, sweep_every=10)]
     refused = launch("zero2", *words, str(tmp_path / "run"))
-    assert refused.codes != [0] and refused.output.count("error: training.sweep_every needs plain weights") == 1
+    assert refused.codes != [0] and refused.output.count("error: training.sweep_every needs whole weights") == 1
     assert "parameters" not in refused.output and not (tmp_path / "run").exists()
 
 

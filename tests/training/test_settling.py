@@ -135,7 +135,7 @@ def test_two_processes_settle_the_tiles_of_one(tmp_path):
 def test_settling_is_refused_before_the_start_where_weights_are_sharded(tmp_path):
     words = ["-m", "cpikan_hr.train", *write(tmp_path, [TILES], 30, steps=10, **SETTLE)]
     refused = launch("zero2", *words, str(tmp_path / "run"))
-    assert refused.codes != [0] and refused.output.count("error: training.settle_rmse needs plain weights") == 1
+    assert refused.codes != [0] and refused.output.count("error: training.settle_rmse needs whole weights") == 1
     assert "parameters" not in refused.output and not (tmp_path / "run").exists()
 
 

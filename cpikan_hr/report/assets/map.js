@@ -1,12 +1,15 @@
-// A canvas over one layer: move, zoom, read. Coordinates are px of the source, so all maps agree.
+// A canvas over one layer: move, zoom, read. Coordinates are px of the source, so all maps agree; `axes` says what they
+// stand for where they are points of a lattice: the middle of px k is at origin + k * step.
 
+const placeOn = (axis, k) => `${axis.name} = ${shown(Number((axis.origin + k * axis.step).toPrecision(6)))}`;
 const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
 
 class MapView {
-  constructor(figure, layer, pitch) {
+  constructor(figure, layer, pitch, axes) {
     this.figure = figure;
     this.layer = layer;
     this.pitch = pitch;
+    this.axes = axes;
     this.canvas = figure.querySelector("canvas.map");
     this.output = figure.querySelector("output");
     this.mark = null; // [x, y] of the profiles
@@ -91,6 +94,7 @@ class MapView {
     missing += this.paintLevel(context, level, left, top);
     context.restore();
     if (this.mark) this.cross(context, left, top);
+    if (this.axes) this.rules();
     canvas.dataset.level = level;
     canvas.dataset.missing = missing;
     canvas.dataset.zoom = this.zoom;
@@ -133,6 +137,21 @@ class MapView {
     }
   }
 
+  // Numbers beside the canvas, at the places of what is seen.
+  rules() {
+    const ends = [this.sourceOf(0, 0), this.sourceOf(this.canvas.width, this.canvas.height)];
+    for (const [place, k, axis] of [["across", 0, this.axes.x], ["down", 1, this.axes.y]]) {
+      const [low, high] = ends.map((end) => axis.origin + (end[k] - 0.5) * axis.step);
+      const marks = ticks(low, high, 8).map(([value, text]) => {
+        const mark = Object.assign(document.createElement("span"), { textContent: text });
+        mark.style[k ? "top" : "left"] = `${(100 * (value - low)) / (high - low)}%`;
+        return mark;
+      });
+      const name = Object.assign(document.createElement("b"), { textContent: axis.name });
+      this.figure.querySelector(`.rule.${place}`).replaceChildren(name, ...marks);
+    }
+  }
+
   pixelAt([x, y]) {
     return x >= 0 && y >= 0 && x < this.layer.width && y < this.layer.height ? [Math.floor(x), Math.floor(y)] : null;
   }
@@ -146,7 +165,9 @@ class MapView {
     const known = values.some((value) => !Number.isNaN(value));
     const said = known ? `${values.map((v) => shown(v)).join(" ")} ${this.layer.unit}` : "no value";
     const where = this.pitch ? `, ${pixel.map((v) => shown((v + 0.5) * this.pitch * 1e-3)).join(" × ")} mm` : "";
-    this.output.textContent = `x ${pixel[0]}, y ${pixel[1]} px${where}: ${said}`;
+    this.output.textContent = this.axes
+      ? `${placeOn(this.axes.y, pixel[1])}, ${placeOn(this.axes.x, pixel[0])}: ${said}`
+      : `x ${pixel[0]}, y ${pixel[1]} px${where}: ${said}`;
   }
 
   choose(point) {

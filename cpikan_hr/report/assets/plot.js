@@ -49,7 +49,8 @@ class Plot {
     new ResizeObserver(() => this.draw()).observe(place);
   }
 
-  // lines: one [values] or several on the same `xs` (numbers, ascending); options: x, y (labels), log, mark, from.
+  // lines: one [values] or several on the same `xs` (numbers, ascending); options: x, y (labels), log, mark, from, dashed
+  // (all lines but the first), range (at least [low, high] is seen).
   show(xs, lines, options) {
     Object.assign(this, { xs, options });
     this.lines = options.log ? lines.map((line) => Array.from(line, (v) => (v > 0 ? Math.log10(v) : NaN))) : lines;
@@ -59,19 +60,27 @@ class Plot {
   draw() {
     const width = this.place.clientWidth, height = this.place.clientHeight;
     if (!this.xs || !width || !height) return;
-    let [low, high] = [Infinity, -Infinity];
+    let [low, high] = this.options.range ?? [Infinity, -Infinity];
     for (const line of this.lines) for (const v of line) if (Number.isFinite(v)) (low = Math.min(low, v)), (high = Math.max(high, v));
     const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
     this.place.replaceChildren(svg);
     if (low > high) return void svg.append(element("text", { x: 8, y: 20 }, "no values"));
     const pad = high > low ? 0.04 * (high - low) : Math.abs(high) * 0.01 || 1;
-    low -= pad;
-    high += pad;
     const first = this.options.from ?? this.xs[0], reach = this.xs[this.xs.length - 1] - first || 1;
+    const [x, y, across] = this.frame(svg, width, height, [first, reach], [low - pad, high + pad]);
+    this.lines.forEach((line, k) => {
+      const dashed = k && this.options.dashed ? { class: "dashed" } : {};
+      svg.append(element("path", { d: this.path(line, x, y, across), ...dashed }));
+    });
+  }
+
+  // Grid, numbers and labels; the places of coordinates along both axes, and the length of the first in px.
+  frame(svg, width, height, [first, reach], [low, high]) {
     const labels = this.options.log ? logTicks(low, high) : ticks(low, high, 5);
     const box = { left: 14 + 7 * Math.max(...labels.map(([, text]) => text.length)), top: 20, right: width - 12, bottom: height - 34 };
     const x = (v) => box.left + ((v - first) / reach) * (box.right - box.left);
-    const y = (v) => box.bottom - ((v - low) / (high - low)) * (box.bottom - box.top);
+    const part = (v) => (this.options.down ? high - v : v - low) / (high - low);
+    const y = (v) => box.bottom - part(v) * (box.bottom - box.top);
     for (const [t, text] of labels) {
       svg.append(element("line", { class: "grid", x1: box.left, x2: box.right, y1: y(t), y2: y(t) }));
       svg.append(element("text", { x: box.left - 6, y: y(t) + 4, "text-anchor": "end" }, text));
@@ -86,7 +95,7 @@ class Plot {
       const at = x(this.options.mark);
       svg.append(element("line", { class: "mark", x1: at, x2: at, y1: box.top, y2: box.bottom }));
     }
-    for (const line of this.lines) svg.append(element("path", { d: this.path(line, x, y, box.right - box.left) }));
+    return [x, y, box.right - box.left];
   }
 
   path(line, x, y, width) {
@@ -104,5 +113,24 @@ class Plot {
       }
     }
     return line.length === 1 && out ? `${out}h1` : out;
+  }
+}
+
+// Dots at (xs[i], ys[i]) in a box; options as above, and reach: [[low, high] of x, of y], down: y grows downwards.
+class Scatter extends Plot {
+  show(xs, ys, options) {
+    Object.assign(this, { xs, ys, options });
+    this.draw();
+  }
+
+  draw() {
+    const width = this.place.clientWidth, height = this.place.clientHeight;
+    if (!this.xs || !width || !height) return;
+    const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
+    this.place.replaceChildren(svg);
+    const [across, up] = this.options.reach;
+    const [x, y] = this.frame(svg, width, height, [across[0], across[1] - across[0]], up);
+    const dots = Array.from(this.xs, (v, i) => `M${x(v).toFixed(1)} ${y(this.ys[i]).toFixed(1)}h0`);
+    svg.append(element("path", { class: "dots", d: dots.join("") }));
   }
 }

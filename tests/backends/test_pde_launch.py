@@ -1,0 +1,147 @@
+"""Equations under every kind of backend: two real CPU processes train and solve what one process does."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from harness import launch, relative_difference, run_alone
+from safetensors.torch import load_file
+
+from cpikan_hr.fields import Field
+from cpikan_hr.problems import build_problem
+from cpikan_hr.recipe import parse_recipe
+
+CPIKAN = {"kind": "cpikan", "hidden": [5], "degree": 4}
+TILES = {"diffusion": [3, 1], "helmholtz": [2, 2], "wave": [1, 2], "reaction_diffusion": [3], "inverse": [1]}
+EXTRA = {  # what else there is to go wrong, one thing each
+    "diffusion": {"constraints": "hard"},
+    "allen_cahn": {"constraints": "hard"},  # and periodic
+    "burgers": {"attention": {}, "refine": {"every": 8, "pool": 100}},
+    "helmholtz": {"points": {"interior": 61, "condition": 13, "interface": 7}},
+    "wave": {"causal": {"slices": 4}},
+    "inverse": {"unknown": {"reaction": 0.2}, "measurements": {"points": 31, "noise": 0.01}},
+}
+EQUATIONS = ("allen_cahn", "burgers", "diffusion", "helmholtz", "poisson", "reaction_diffusion", "wave", "inverse")
+ONE_STEP = {"steps": 1, "accumulate": 4, "optimizer": "sgd", "lr": 1.0, "schedule": "constant", "warmup": 0}
+SOLVERS = {"levenberg_marquardt": "burgers", "ssbroyden": "inverse", "additive_schwarz": "diffusion"}
+
+
+def recipe(name: str, output: Path, **changes) -> dict:
+    problem = {"kind": "pde", "equation": "reaction_diffusion" if name == "inverse" else name}
+    problem |= {"points": {"interior": 61, "condition": 13}} | EXTRA.get(name, {})
+    overlap = 0.0 if name == "helmholtz" else 0.5
+    tree = {
+        "output": str(output),
+        "problem": problem,
+        "field": {"levels": [{"grid": TILES.get(name, [1, 1]), "overlap": overlap, "network": CPIKAN}]},
+        "training": {"steps": 20, "log_every": 1, "lr": 3e-3, "checkpoint_steps": 10, "keep": 9},
+    }
+    for section, given in changes.items():
+        tree[section] |= given
+    return tree
+
+
+def runs(folder: Path, double: bool) -> list[dict]:
+    """Every equation in one launch; in double precision also with four micro-batches, and the second-order solvers."""
+    precision = {"precision": "double" if double else "single"}
+    first = [recipe(name, folder / name) for name in EQUATIONS]
+    if double:
+        first.append(recipe("burgers", folder / "accumulated", training={"accumulate": 4}))
+        first += [recipe(name, folder / f"gradient_{name}", training=ONE_STEP) for name in EXTRA]
+        for method, name in SOLVERS.items():
+            tree = recipe(name, folder / method, training={"steps": 2})
+            first.append(tree | {"solve": {"method": method, "iterations": 6, "local": 2}})
+    for tree in first:
+        tree["field"] |= precision
+    return first
+
+
+def program(folder: Path, trees: list[dict]) -> tuple[str, ...]:
+    """Trains one recipe after the other in each process of a launch."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipes.yaml").write_text(yaml.safe_dump_all(trees))
+    return ("tests/backends/train_each.py", str(folder / "recipes.yaml"))
+
+
+def logged(run: Path, key: str) -> list[float]:
+    return [json.loads(line)[key] for line in (run / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("single")
+    run_alone(*program(folder, runs(folder, double=False))).check()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def double(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("double")
+    run_alone(*program(folder, runs(folder, double=True))).check()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def distributed(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("distributed")
+    launch("ddp_cpu", *program(folder, runs(folder, double=True))).check()
+    return folder
+
+
+@pytest.mark.parametrize("config", ["zero2", "zero3"])
+def test_every_equation_trains_the_same_under_deepspeed(config, single, tmp_path):
+    launch(config, *program(tmp_path, runs(tmp_path, double=False))).check()
+    for name in EQUATIONS:
+        found, expected = logged(tmp_path / name, "loss"), logged(single / name, "loss")
+        assert len(found) == 20 and found[-1] < found[0]
+        assert relative_difference(found, expected) < 1e-5, name
+
+
+def test_every_equation_and_solver_gives_the_same_under_ddp(double, distributed):
+    for name in (*EQUATIONS, "accumulated"):
+        found = {key: logged(distributed / name, key) for key in ("loss", "grad_norm")}
+        for key, values in found.items():
+            assert len(values) == 20
+            assert relative_difference(values, logged(double / name, key)) < 1e-8, (name, key)
+        assert found["grad_norm"][0] == pytest.approx(logged(double / name, "grad_norm")[0], rel=1e-10), name
+        field, reference = (load_file(folder / name / "field.safetensors") for folder in (distributed, double))
+        assert all(torch.allclose(field[key], reference[key], rtol=1e-7, atol=1e-10) for key in reference), name
+    # The accumulated run is the whole-batch one, whatever the number of processes
+    assert relative_difference(logged(distributed / "accumulated", "loss"), logged(double / "burgers", "loss")) < 1e-8
+    for method in SOLVERS:
+        found = logged(distributed / method, "loss")
+        assert len(found) == 8 and found[-1] < found[2]
+        assert relative_difference(found, logged(double / method, "loss")) < 1e-8, method
+
+
+@pytest.mark.parametrize("name", EXTRA)
+def test_eight_shares_have_the_gradient_of_the_whole(name, distributed):
+    """Two processes with four micro-batches each, against autograd on all points at once."""
+    tree = recipe(name, distributed, training=ONE_STEP, field={"precision": "double"})
+    options = parse_recipe(tree, name)
+    problem = build_problem(options)
+    field = Field.build(options.field, problem.extent, problem.channels, options.training.seed, box=problem.box)
+    batch = problem.batches(options).read(0, 0, 1)
+    problem.loss(field(batch["points"], problem.order), batch)[0].mean().backward()
+    after = load_file(distributed / f"gradient_{name}" / "field.safetensors")
+    whole = torch.cat([p.grad.flatten() for p in field.parameters()])
+    found = torch.cat([(p.detach() - after[key]).flatten() for key, p in field.named_parameters()])
+    assert whole.norm() > 0 and (found - whole).norm() < 1e-10 * whole.norm()
+
+
+def test_two_processes_resume_updates_and_iterations_exactly(double, tmp_path):
+    """Attention, causal weights and points drawn anew, then a solver: from a checkpoint of each phase."""
+    whole = recipe("burgers", tmp_path / "run", problem={"causal": {"slices": 4}}, field={"precision": "double"})
+    whole["solve"] = {"method": "levenberg_marquardt", "iterations": 20}
+    launch("ddp_cpu", *program(tmp_path, [whole])).check()
+    expected = {key: logged(tmp_path / "run", key) for key in ("loss", "grad_norm")}
+    before = load_file(tmp_path / "run" / "field.safetensors")
+    assert len(expected["loss"]) == 40
+    resumed = [whole | {"resume": str(tmp_path / "run" / "checkpoints" / f"step_{n:08d}")} for n in (10, 30)]
+    launch("ddp_cpu", *program(tmp_path, resumed)).check()
+    for key, values in expected.items():
+        assert logged(tmp_path / "run", key) == pytest.approx(values, rel=1e-9)
+    after = load_file(tmp_path / "run" / "field.safetensors")
+    assert all(torch.allclose(after[name], before[name], rtol=1e-9, atol=0) for name in before)
