@@ -15,16 +15,15 @@ NETWORKS = {
 }
 
 
-def make(equation, grids, network=CPIKAN, *, level=None, seed=0, solve=None, **problem) -> tuple[Recipe, PDE, Field]:
+def make(equation, grids, network=CPIKAN, *, level=None, window="quintic", seed=0, **problem) -> tuple[Recipe, PDE, Field]:
     """A recipe, its problem and its field with random weights. `grids`: one per level; `level`: options of all levels."""
     levels = [{"grid": list(grid), "network": network, **(level or {})} for grid in grids]
     recipe = Recipe.model_validate(
         {
             "output": "unused",
             "problem": {"kind": "pde", "equation": str(equation), **problem},
-            "field": {"precision": "double", "levels": levels},
+            "field": {"precision": "double", "window": window, "levels": levels},
             "training": {"steps": 0, "seed": seed},
-            "solve": solve or {},
         }
     )
     problem = PDE(recipe)

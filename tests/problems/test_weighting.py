@@ -119,12 +119,12 @@ def test_causal_weights_resume_amid_a_draw():
 # Balance of the terms
 
 
-FEW = {"interior": 9, "condition": 4}
+FEW = {"interior": 5, "condition": 2}
 CASES = [
     ("burgers", [(1, 1)], {}),
     ("allen_cahn", [(1, 1)], {}),  # pairs whose points one tile sees both
     ("allen_cahn", [(2, 2)], {}),
-    ("poisson", [(1, 1), (2, 2)], {"points": FEW | {"interface": 4}, "level": {"overlap": 0}}),
+    ("poisson", [(1, 1), (2, 2)], {"points": FEW | {"interface": 2}, "level": {"overlap": 0}}),
     ("reaction_diffusion", [(3,)], {"unknown": {"diffusivity": 0.3}, "measurements": {"points": 7}}),
 ]
 
@@ -170,7 +170,7 @@ def test_balance_is_resumed_and_multiplies_its_term():
     resumed.restore(batches.state())
     assert again.weighting.balance == problem.weighting.balance
     rows = dict(zip((g.name for g in problem.groups), rows_by_autograd(field, problem).split([60, 12, 12, 12, 12]), strict=True))
-    expected = sum(problem.weighting.balance[name] * float(r.square().sum()) for name, r in rows.items())
+    expected = sum(problem.weighting.balance[name] * float(r.detach().square().sum()) for name, r in rows.items())
     assert update(again, field, resumed, 0, 1) == pytest.approx(expected, rel=1e-12)
 
 
@@ -180,12 +180,12 @@ def test_balance_is_resumed_and_multiplies_its_term():
 
 @pytest.mark.parametrize(("power", "floor"), [(1.0, 1.0), (2.0, 0.0), (0.0, 1.0)])
 def test_drawn_points_follow_their_density(power, floor):
-    draws, cells = 200, 8
+    draws, cells = 80, 8
     points = {"interior": 100, "condition": 1}
     problem, _, _ = made("poisson", points=points, refine={"power": power, "floor": floor})
     counts, expected = np.zeros((cells, cells)), np.zeros((cells, cells))
     for step in range(draws):
-        pool = problem.collocation.pool(step, 4000)
+        pool = problem.collocation.pool(step, 2000)
         size = (3 * pool[:, 0] + pool[:, 1] ** 2) ** 2
         problem.collocation.refine(step, pool, size, power, floor)
         density = size.numpy() ** power / (size.numpy() ** power).mean() + floor
