@@ -7,8 +7,13 @@ from cpikan_hr.report.plan import Layer
 from cpikan_hr.report.sections import number, section, viewer
 from cpikan_hr.training.weights import Trained
 
-TITLES = {"loss": "Loss", "residual": "Residual (root mean square)", "lr": "Learning rate", "grad_norm": "Gradient norm",
-          "evaluations": "Evaluations"}  # fmt: skip
+TITLES = {
+    "loss": "Loss",
+    "residual": "Residual (root mean square)",
+    "lr": "Learning rate",
+    "grad_norm": "Gradient norm",
+    "evaluations": "Evaluations",
+}
 DASHED = "Dashed: the reference."
 
 
@@ -118,10 +123,10 @@ def points(sets: list[dict]) -> str:
     if not sets:
         return ""
     drawn = [k for k, one in enumerate(sets) if one["name"] != "measurements"]
-    options = "".join(
-        f'<option value="{k}"{" selected" if k == drawn[-1] else ""}>{escape(one["name"])}, {one["count"]} points</option>'
-        for k, one in enumerate(sets)
-    )
+    options = ""
+    for k, one in enumerate(sets):
+        selected = " selected" if k == drawn[-1] else ""
+        options += f'<option value="{k}"{selected}>{escape(one["name"])}, {one["count"]} points</option>'
     choice = f'<div class="tools"><label>Points <select id="points-set">{options}</select></label></div>'
     return section("points", "Collocation points", choice + plot("points-plot", "", "plot scatter"))
 
