@@ -231,6 +231,15 @@ def test_a_tiff_says_what_its_axes_are(burgers, tmp_path):
     assert about["description"] == "Burgers, gradient; rows, then columns: x from -1 to 1, t from 0 to 1"
 
 
+def test_the_log_says_how_large_each_condition_is(burgers):
+    field, problem = loaded(burgers)
+    placed = problem.collocation.placed(0)[1][0]
+    error = field(placed.points).value[:, :1].detach() - placed.values
+    last = json.loads((burgers / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["rms_initial"] == pytest.approx(float(error.square().mean().sqrt()), rel=1e-9)
+    assert last["step"] == 7 and {"rms_x_low", "rms_x_high"} < set(last)
+
+
 def test_a_run_keeps_its_points(burgers, inverse):
     kept = load_tensors(burgers / "points.safetensors")
     assert kept["drawn_at"].tolist() == [2, 4] and kept["drawn"].shape == (2, 40, 2)

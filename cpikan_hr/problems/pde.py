@@ -23,6 +23,7 @@ from cpikan_hr.problems.measurements import check_inside, read_table
 from cpikan_hr.problems.weighting import Weighting
 from cpikan_hr.recipe import PDEProblem, Recipe
 
+WATCHED = 500  # points of a term that its logged size is taken from
 CHUNK = 65536  # points evaluated at once where nothing is trained
 
 
@@ -231,7 +232,19 @@ class PDE(Problem):
         return {"equation": self.name, "axes": list(self.axes), "box": self.box.plain()}
 
     def told(self, field: Field) -> dict[str, float]:
-        return {f"coefficient_{name}": value for name, value in self.coefficients(field).items()}
+        """Root mean square of each soft condition and of the measurements, at some of the first draw's points, without
+        weights; the unknowns' values."""
+        told = {}
+        for group, (placed, _, _) in zip(self.groups, self.collocation.placed(), strict=True):
+            root = self._root(group.name)
+            if group.kind in ("residual", "interface") or not root:
+                continue
+            some = slice(WATCHED * group.per)
+            sloped = isinstance(group.condition, Periodic) or getattr(group.condition, "derivative", 0)
+            jet = self.evaluate(field, placed.points[some], "gradient" if sloped else "value")
+            found = self.residuals(group, jet, placed.points[some], placed.values[some].to(jet.rows.device)) / root
+            told[f"rms_{group.name}"] = float(found.double().square().mean().sqrt())
+        return told | {f"coefficient_{name}": value for name, value in self.coefficients(field).items()}
 
     # ------------------------------------------------------------------------------------------------------ answers
 

@@ -131,9 +131,16 @@ def points(sets: list[dict]) -> str:
     return section("points", "Collocation points", choice + plot("points-plot", "", "plot scatter"))
 
 
+def title_of(name: str) -> str:
+    """Of a column of metrics.jsonl."""
+    if name.startswith("rms_"):
+        return f"{name.removeprefix('rms_')} (root mean square)"
+    return TITLES.get(name, name)
+
+
 def training(names: list[str]) -> str:
     """A place for each curve; those of coefficients stand with them."""
     shown = [name for name in names if not name.startswith("coefficient_")]
-    plots = "".join(plot(f"curve-{name}", TITLES.get(name, name)) for name in shown)
+    plots = "".join(plot(f"curve-{name}", title_of(name)) for name in shown)
     body = f'<div class="pair">{plots}</div>' if plots else "<p class=note>Nothing was logged.</p>"
     return section("training", "Training", body)

@@ -40,7 +40,8 @@ class Tracker:
         values = {**values, "px_per_s": per_second}
         self._append({"step": step, **values})
         self._event(values, step)
-        shown = {name: f"{value:.4g}" for name, value in values.items() if name not in ("lr", "grad_norm", "px_per_s")}
+        left_out = ("lr", "grad_norm", "px_per_s", "rms_")
+        shown = {name: f"{value:.4g}" for name, value in values.items() if not name.startswith(left_out)}
         self.bar.set_postfix(shown | {"px/s": f"{per_second:.3g}"})
 
     def say(self, line: str) -> None:
