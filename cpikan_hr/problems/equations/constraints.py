@@ -44,8 +44,8 @@ class Ansatz:
         for faces in self.faces:
             if faces.velocity is not None and faces.high is not None:
                 raise UserError(
-                    f"problem.constraints: hard values on both faces of {faces.axis} and a velocity do not go together; "
-                    "use soft"
+                    f"problem.constraints: hard values on both faces of {faces.axis} and a velocity do not go "
+                    "together; use soft"
                 )
 
     def jets(self, points: Tensor, order: str) -> tuple[Jet, Jet]:
