@@ -42,6 +42,11 @@ class Placed:
     values: Tensor
 
 
+def share_of(count: int, share: int, shares: int) -> Tensor:
+    """Numbers below `count` of one share, none where there are more shares than numbers."""
+    return torch.arange(min(share, count), count, shares)
+
+
 class Collocation:
     """The groups of an equation and their points.
 
@@ -95,14 +100,14 @@ class Collocation:
             parts |= {"lift": [], "factor": []}
         counts = []
         for group, (here, lift, factor) in zip(self.groups, placed, strict=True):
-            number = torch.arange(share, group.count, shares)
+            number = share_of(group.count, share, shares)
             counts.append(len(number))
             number = (number[:, None] * group.per + torch.arange(group.per)).flatten()
             for name, whole in zip(("points", "values", "lift", "factor"), (here.points, here.values, lift, factor)):
                 if name in parts:
                     parts[name].append(whole[number])
         data = {name: torch.cat(values) for name, values in parts.items()}
-        return data | {"counts": torch.tensor(counts), "index": torch.arange(share, self.groups[0].count, shares)}
+        return data | {"counts": torch.tensor(counts), "index": share_of(self.groups[0].count, share, shares)}
 
     def draw_of(self, step: int) -> int:
         """Which draw of the points an update sees."""

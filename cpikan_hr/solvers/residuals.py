@@ -18,7 +18,7 @@ from torch import Tensor
 from cpikan_hr.fields import Field, Level
 from cpikan_hr.fields.level import Dispatch
 from cpikan_hr.jets import Jet, multiply
-from cpikan_hr.problems.collocation import Group
+from cpikan_hr.problems.collocation import Group, share_of
 from cpikan_hr.problems.pde import PDE
 
 COPIES = 2**22  # parameters of the copies that are differentiated at once
@@ -77,7 +77,7 @@ class Residuals:
     def _terms(self, draw: int, share: int, shares: int, most: int | None, piece: int | None) -> Iterator[Term]:
         problem, device, dtype = self.problem, self.field.device, self.field.mix.dtype
         for group, (placed, lift, factor) in zip(problem.groups, problem.collocation.placed(draw), strict=True):
-            whole = torch.arange(share, group.count, shares)[:most]
+            whole = share_of(group.count, share, shares)[:most]
             total = group.count if most is None else min(most, group.count)
             if piece and len(whole) > piece:
                 whole = whole[self._place_of(placed.points[whole * group.per]).argsort(stable=True)]
