@@ -29,7 +29,7 @@ from cpikan_hr.training.weights import Trained
 SCRIPTS = ("tiles.js", "map.js", "plot.js", "report.js", "equation.js")
 SLICES = 6  # times shown side by side
 MOST = 4000  # points of one draw that are shown
-UNSHOWN = ("step", "px_per_s", "tiles")  # columns of metrics.jsonl that are no curves
+UNSHOWN = ("step", "px_per_s", "cpu_s", "tiles")  # columns of metrics.jsonl that are no curves
 
 
 def write_equation_report(
