@@ -173,7 +173,7 @@ class Collocation:
         return self.low + (self.high - self.low) * torch.from_numpy(rng.random((count, len(self.axes))))
 
     def refine(self, step: int, pool: Tensor, size: Tensor, power: float, floor: float) -> None:
-        """RAD (Wu et al. 2023, eq. 2): interior points drawn from the pool with p ~ |r|^k / mean + c; `size` [n]: |r|."""
+        """RAD (Wu et al. 2023, eq. 2): interior points drawn from the pool with p ~ |r|^k / mean + c; size [n]: |r|."""
         rng = np.random.default_rng([self.seed, 1_000_033, step])
         weight = size.double() ** power
         weight = weight / weight.mean().clamp_min(1e-300) + floor
