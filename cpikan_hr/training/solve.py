@@ -63,6 +63,8 @@ def solve(
         state = load_tensors(checkpoint / checkpoints.SOLVE)
         done = checkpoints.step_of(checkpoint) - training.steps
         Residuals(field, problem).assign(state.pop("theta"))
+        if options.redraw_every and done % options.redraw_every == 0:
+            state = None  # fresh points begin here
     losses: list[float] = []
     while done < options.iterations:
         draw = done // options.redraw_every if options.redraw_every else 0

@@ -13,6 +13,7 @@ from cpikan_hr.fields import Field
 from cpikan_hr.problems import build_problem
 from cpikan_hr.recipe import parse_recipe
 
+SLOW = 900.0  # seconds, on a machine with much else to do
 CPIKAN = {"kind": "cpikan", "hidden": [5], "degree": 4}
 TILES = {"diffusion": [3, 1], "helmholtz": [2, 2], "wave": [1, 2], "reaction_diffusion": [3], "inverse": [1]}
 EXTRA = {  # what else there is to go wrong, one thing each
@@ -83,20 +84,20 @@ def logged(run: Path, key: str) -> list[float]:
 def alone(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
     trees = runs(folder / "single", double=False) + runs(folder / "double", double=True)
-    run_alone(*program(folder, trees)).check()
+    run_alone(*program(folder, trees), timeout=SLOW).check()
     return folder
 
 
 @pytest.fixture(scope="module")
 def distributed(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("distributed")
-    launch("ddp_cpu", *program(folder, runs(folder, double=True))).check()
+    launch("ddp_cpu", *program(folder, runs(folder, double=True)), timeout=SLOW).check()
     return folder
 
 
 @pytest.mark.parametrize("config", ["zero2", "zero3"])
 def test_every_equation_trains_the_same_under_deepspeed(config, alone, tmp_path):
-    launch(config, *program(tmp_path, runs(tmp_path, double=False))).check()
+    launch(config, *program(tmp_path, runs(tmp_path, double=False)), timeout=SLOW).check()
     for name in EQUATIONS:
         found, expected = logged(tmp_path / name, "loss"), logged(alone / "single" / name, "loss")
         assert len(found) == 20 and found[-1] < found[0]
