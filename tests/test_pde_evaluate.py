@@ -237,6 +237,9 @@ def test_the_log_says_how_large_each_condition_is(burgers):
     error = field(placed.points).value[:, :1].detach() - placed.values
     last = json.loads((burgers / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["rms_initial"] == pytest.approx(float(error.square().mean().sqrt()), rel=1e-9)
+    points = problem.lattice_points((21, 21))
+    error, truth = problem.values(field, points) - problem.truth(points), problem.truth(points)
+    assert last["rel_l2"] == pytest.approx(float(error.norm() / truth.norm()), rel=1e-9)
     assert last["step"] == 7 and {"rms_x_low", "rms_x_high"} < set(last)
 
 

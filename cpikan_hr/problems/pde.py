@@ -24,7 +24,7 @@ from cpikan_hr.problems.measurements import check_inside, read_table
 from cpikan_hr.problems.weighting import Weighting
 from cpikan_hr.recipe import PDEProblem, Recipe
 
-LATTICE = 65  # points per axis of the lattice where the logged error is taken
+LATTICE = 65  # points per axis of the lattice where the logged error is taken, of three axes a quarter
 WATCHED = 500  # points of a term that its logged size is taken from
 CHUNK = 65536  # points evaluated at once where nothing is trained
 
@@ -257,7 +257,9 @@ class PDE(Problem):
 
     @cached_property
     def _watched(self) -> tuple[Tensor, Tensor | None]:
-        points = self.lattice_points(tuple(min(n, LATTICE) for n in self.shape))
+        side = min(self.options.resolution, LATTICE if len(self.axes) < 3 else LATTICE // 4)
+        ends = zip(self.box.low, self.box.high, strict=True)  # not the map, which of three axes is a face
+        points = grid_points([torch.linspace(low, high, side, dtype=torch.float64) for low, high in ends])
         return points, self.truth(points)
 
     # ------------------------------------------------------------------------------------------------------ answers

@@ -10,6 +10,7 @@ from cpikan_hr.training.weights import Trained
 TITLES = {
     "loss": "Loss",
     "residual": "Residual (root mean square)",
+    "rel_l2": "Relative L2 error",
     "lr": "Learning rate",
     "grad_norm": "Gradient norm",
     "evaluations": "Evaluations",

@@ -164,7 +164,8 @@ def test_points_and_tables_are_those_of_the_run(burgers, opened):
 def test_every_column_of_the_log_is_a_curve(burgers, opened):
     page = opened(burgers / "report.html")
     plots = page.locator("#training .plot").evaluate_all("all => all.map(p => p.id)")
-    names = ("loss", "residual", "lr", "grad_norm", "rms_initial", "rms_x_low", "rms_x_high", "evaluations")
+    names = ["loss", "residual", "lr", "grad_norm", "rel_l2", "evaluations"]
+    names[5:5] = [f"rms_{condition}" for condition in ("initial", "x_low", "x_high")]
     assert plots == [f"curve-{name}" for name in names]
     lines = [json.loads(line) for line in (burgers / "metrics.jsonl").read_text().splitlines()]
     loss = np.log10([line["loss"] for line in lines])
