@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 SIZE   ?= 2336x1750
+WORKERS ?= 2
 BIN    := $(VENV)/bin
 
 # The backend looks for DeepSpeed's operators in the same folder when this is unset.
@@ -27,7 +28,7 @@ $(TORCH_EXTENSIONS_DIR)/built.stamp: $(VENV)/packages.stamp cpikan_hr/training/o
 	touch $@
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 demo: install
 	$(BIN)/python -m cpikan_hr.demo --size $(SIZE)

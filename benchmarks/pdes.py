@@ -3,7 +3,7 @@
     python benchmarks/pdes.py [--rows NAME ...] [--seeds 3] [--peer]
 
 Every row is a recipe, trained by `python -m cpikan_hr.train` in a process of its own on one thread; its seconds are all
-CPU seconds of that process, some 6 of imports included. One JSON line per row: the median over the seeds, the target and
+CPU seconds of that process, some 6 of imports included. One JSON line per row: the median of the seeds, the target and
 whether it was met. `--peer` adds DeepXDE's documented examples (`pde_peer.py`) of the rows that have one: our error at
 its CPU seconds and our CPU seconds to its error, as ratios, both without imports.
 """

@@ -15,8 +15,13 @@ NETWORKS = {
 }
 
 
-def make(equation, grids, network=CPIKAN, *, level=None, window="quintic", seed=0, **problem) -> tuple[Recipe, PDE, Field]:
-    """A recipe, its problem and its field with random weights. `grids`: one per level; `level`: options of all levels."""
+def make(
+    equation, grids, network=CPIKAN, *, level=None, window="quintic", seed=0, **problem
+) -> tuple[Recipe, PDE, Field]:
+    """A recipe, its problem and its field with random weights.
+
+    `grids`: one per level; `level`: options of all levels; the rest are options of the problem.
+    """
     levels = [{"grid": list(grid), "network": network, **(level or {})} for grid in grids]
     recipe = Recipe.model_validate(
         {

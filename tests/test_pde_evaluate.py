@@ -215,7 +215,7 @@ def test_derivatives_and_errors_as_maps(burgers, tmp_path):
 
     def inner(quantity):
         shown = rendered(burgers, tmp_path, "--quantity", quantity)
-        return shown.reshape(21, 21, -1)[1:-1, 1:-1].reshape(len(points), -1).squeeze(1 if quantity != "gradient" else ())
+        return shown.reshape(21, 21, -1)[1:-1, 1:-1].reshape(len(points), -1).squeeze()
 
     close = dict(rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(inner("gradient"), torch.stack([u_x, u_t], 1), **close)
@@ -229,6 +229,18 @@ def test_a_tiff_says_what_its_axes_are(burgers, tmp_path):
     about = json.loads(tifffile.TiffFile(tmp_path / "map.tif").pages[0].description)
     assert about["unit"] == "1 / x, 1 / t"
     assert about["description"] == "Burgers, gradient; rows, then columns: x from -1 to 1, t from 0 to 1"
+
+
+def test_the_log_says_how_large_each_condition_is(burgers):
+    field, problem = loaded(burgers)
+    placed = problem.collocation.placed(0)[1][0]
+    error = field(placed.points).value[:, :1].detach() - placed.values
+    last = json.loads((burgers / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["rms_initial"] == pytest.approx(float(error.square().mean().sqrt()), rel=1e-9)
+    points = problem.lattice_points((21, 21))
+    error, truth = problem.values(field, points) - problem.truth(points), problem.truth(points)
+    assert last["rel_l2"] == pytest.approx(float(error.norm() / truth.norm()), rel=1e-9)
+    assert last["step"] == 7 and {"rms_x_low", "rms_x_high"} < set(last)
 
 
 def test_a_run_keeps_its_points(burgers, inverse):

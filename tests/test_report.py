@@ -2,10 +2,8 @@
 
 import io
 import json
-import os
 import re
 import shutil
-import time
 from types import SimpleNamespace
 
 import bad_input
@@ -13,16 +11,15 @@ import numpy as np
 import pytest
 import yaml
 from bad_input import refused
+from browsing import SETTLED, wait
 from PIL import Image
 
 from cpikan_hr.cli import main as cli
 from cpikan_hr.report.sections import phase_steps
 from cpikan_hr.train import main as train
 
-CHROMIUM = shutil.which("chromium")
 SHAPE = (330, 600)  # three levels of tiles, none of them square or whole
 MASK = [165, 300, 290]  # circle: row, column, radius; the corners are outside
-SETTLED = "[...document.querySelectorAll('canvas.map')].every((c) => c.dataset.missing === '0')"
 NUMBER = re.compile(r"[-\d.e]+")
 
 
@@ -44,49 +41,6 @@ def made(tmp_path_factory, request):
         assert cli(["report", str(run), "--remove", "bow"]) == 0
         assert cli(["render", str(run), "--out", str(folder / "map.npy")]) == 0
     return SimpleNamespace(stack=stack, run=run, page=run / "report.html", map=np.load(folder / "map.npy"))
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not CHROMIUM:
-        pytest.skip("chromium is not installed (apt-get install chromium)")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (make install)")
-    with playwright.sync_playwright() as started:
-        options = ["--no-sandbox"] if os.getuid() == 0 else []  # chromium has no sandbox for root
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def opened(browser):
-    """Opens a report; when the test ends nothing may have been said on the console or asked of a network."""
-    said, asked, contexts = [], [], []
-
-    def open_page(path, width=1280, scheme="light", **options):
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(path.as_uri())
-        wait(page, SETTLED)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert said == [] and all(url.startswith(("file:", "data:", "blob:")) for url in asked)
-    assert len([url for url in asked if url.startswith("file:")]) == len(contexts)
-
-
-def wait(page, condition):
-    """Until the expression is true. The page's policy forbids what Playwright would poll with."""
-    deadline = time.monotonic() + 30
-    while not page.evaluate(condition):
-        assert time.monotonic() < deadline, condition
-        page.wait_for_timeout(20)
 
 
 def main_map(page):

@@ -120,9 +120,9 @@ class Field(nn.Module):
         return field
 
     def forward(self, points: Tensor, order: str = "value", active: int | None = None) -> Jet:
-        """The jet [R, N, C + K] at float64 points [N, D]; only the recipe's first `active` levels contribute (None: all).
+        """The jet [R, N, C + K] at float64 points [N, D]; only the recipe's first `active` levels contribute.
 
-        K: the box's constants.
+        None: all. K: the box's constants.
 
         A level that does not contribute yet is evaluated at no point, because data-parallel backends wait for a
         gradient of every parameter.

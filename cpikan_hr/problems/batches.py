@@ -35,6 +35,7 @@ class Batches(ABC):
 
     def finish(self, total: Callable[[Tensor], Tensor]) -> None:
         """After an update; `total` sums a tensor over processes."""
+        return None
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint needs beside the step, alike on all processes."""
@@ -42,6 +43,7 @@ class Batches(ABC):
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """What `state` gave."""
+        return None
 
     def seen(self, recipe: Recipe, steps: int) -> dict[str, Tensor]:
         """Points to be kept beside the field of a run that has made so many steps; {}: none."""

@@ -92,8 +92,10 @@ class Collocation:
         return sum(group.count * group.per for group in self.groups)
 
     def read(self, step: int, share: int, shares: int) -> dict[str, Tensor]:
-        """A share of every group: `points`, `values`, with an ansatz `lift` and `factor`; `counts` [G] of residuals, and
-        the numbers `index` of the interior ones."""
+        """A share of every group: `points`, `values`, with an ansatz `lift` and `factor`.
+
+        Beside them `counts` [G] of residuals, and the numbers `index` of the interior ones.
+        """
         placed = self.placed(self.draw_of(step))
         parts: dict[str, list[Tensor]] = {"points": [], "values": []}
         if self.ansatz is not None:
@@ -103,9 +105,9 @@ class Collocation:
             number = share_of(group.count, share, shares)
             counts.append(len(number))
             number = (number[:, None] * group.per + torch.arange(group.per)).flatten()
-            for name, whole in zip(("points", "values", "lift", "factor"), (here.points, here.values, lift, factor)):
-                if name in parts:
-                    parts[name].append(whole[number])
+            found = {"points": here.points, "values": here.values, "lift": lift, "factor": factor}
+            for name, some in parts.items():
+                some.append(found[name][number])
         data = {name: torch.cat(values) for name, values in parts.items()}
         return data | {"counts": torch.tensor(counts), "index": share_of(self.groups[0].count, share, shares)}
 
@@ -171,7 +173,7 @@ class Collocation:
         return self.low + (self.high - self.low) * torch.from_numpy(rng.random((count, len(self.axes))))
 
     def refine(self, step: int, pool: Tensor, size: Tensor, power: float, floor: float) -> None:
-        """RAD (Wu et al. 2023, eq. 2): interior points drawn from the pool with p ~ |r|^k / mean + c; `size` [n] is |r|."""
+        """RAD (Wu et al. 2023, eq. 2): interior points drawn from the pool with p ~ |r|^k / mean + c; size [n]: |r|."""
         rng = np.random.default_rng([self.seed, 1_000_033, step])
         weight = size.double() ** power
         weight = weight / weight.mean().clamp_min(1e-300) + floor

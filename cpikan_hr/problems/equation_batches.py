@@ -51,7 +51,8 @@ class EquationBatches(Batches):
         """|r| [n] at interior points."""
         problem = self.problem
         jet = evaluate(points, problem.order)
-        ansatz = [j.rows.transpose(0, 1) for j in problem.ansatz.jets(points, problem.order)] if problem.ansatz else (None,) * 2
+        jets = problem.ansatz.jets(points, problem.order) if problem.ansatz else ()
+        ansatz = [part.rows.transpose(0, 1) for part in jets] or (None, None)
         points = points.to(jet.rows.device)
         found = problem.residuals(problem.groups[0], problem.solved(jet, *ansatz), points, points[:, :0])
         return found.detach().cpu().norm(dim=1)

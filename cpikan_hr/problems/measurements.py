@@ -13,7 +13,7 @@ OUTSIDE = 1e-9  # of the extent of an axis: how far beyond the box a point may b
 
 
 def read_table(path: Path, columns: int) -> Tensor:
-    """float64 [M, columns], of a csv file without or with one line of names, or of an npy file. UserError for others."""
+    """float64 [M, columns], of an npy file, or of a csv file with or without a line of names. UserError for others."""
     where = f"problem.measurements.path: {path}"
     try:
         table = np.load(path) if path.suffix == ".npy" else _read_text(path)

@@ -3,6 +3,7 @@
 import copy
 import difflib
 import math
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ from cpikan_hr.problems.measurements import check_inside, read_table
 from cpikan_hr.problems.weighting import Weighting
 from cpikan_hr.recipe import PDEProblem, Recipe
 
+LATTICE = 65  # points per axis of the lattice where the logged error is taken, of three axes a quarter
+WATCHED = 500  # points of a term that its logged size is taken from
 CHUNK = 65536  # points evaluated at once where nothing is trained
 
 
@@ -105,12 +108,14 @@ class PDE(Problem):
         for k, level in enumerate(recipe.field.levels):
             where, network = f"field.levels.{k}", level.network
             if len(level.grid) != len(self.axes):
-                raise UserError(f"{where}.grid: {self.options.equation} has {len(self.axes)} axes, {', '.join(self.axes)}")
+                axes = f"{len(self.axes)} axes, {', '.join(self.axes)}"
+                raise UserError(f"{where}.grid: {self.options.equation} has {axes}")
             if network.kind == "chebyshev2d" and (len(self.axes) != 2 or network.degree is None or network.sparse):
                 raise UserError(f"{where}.network: chebyshev2d here needs two axes and a `degree`")
             if network.kind == "chebyshev2d" and network.input_map == "sine":
                 raise UserError(f"{where}.network: input_map sine has no slope at the ends of a tile; use identity")
-            if self.order == "hessian" and level.overlap > 0 and max(level.grid) > 1 and recipe.field.window == "cosine":
+            blended = level.overlap > 0 and max(level.grid) > 1
+            if self.order == "hessian" and blended and recipe.field.window == "cosine":
                 raise UserError("field.window: cosine has no second derivative where it ends; use quintic or bump")
 
     def _check_weights(self) -> None:
@@ -151,7 +156,7 @@ class PDE(Problem):
     # -------------------------------------------------------------------------------------------------------- terms
 
     def residuals(self, group: Group, jet: Jet, points: Tensor, values: Tensor) -> Tensor:
-        """A term's residuals [N, K], each column times the root of its weight; jet: u and the unknowns at its points."""
+        """A term's residuals [N, K], each column times the root of its weight; jet: u and the unknowns there."""
         u = jet._replace(rows=jet.rows[..., : self.channels])
         if group.kind == "residual":
             return self._root("residual") * self._equation_residual(u, jet, points)
@@ -231,7 +236,31 @@ class PDE(Problem):
         return {"equation": self.name, "axes": list(self.axes), "box": self.box.plain()}
 
     def told(self, field: Field) -> dict[str, float]:
-        return {f"coefficient_{name}": value for name, value in self.coefficients(field).items()}
+        """The error against a known answer on a coarse lattice; root mean square of each soft condition and of the
+        measurements, at some of the first draw's points, without weights; the unknowns' values.
+        """
+        told = {}
+        points, truth = self._watched
+        if truth is not None:
+            truth = truth.to(field.device)
+            told["rel_l2"] = float((self.values(field, points) - truth).norm() / truth.norm())
+        for group, (placed, _, _) in zip(self.groups, self.collocation.placed(), strict=True):
+            root = self._root(group.name)
+            if group.kind in ("residual", "interface") or not root:
+                continue
+            some = slice(WATCHED * group.per)
+            sloped = isinstance(group.condition, Periodic) or getattr(group.condition, "derivative", 0)
+            jet = self.evaluate(field, placed.points[some], "gradient" if sloped else "value")
+            found = self.residuals(group, jet, placed.points[some], placed.values[some].to(jet.rows.device)) / root
+            told[f"rms_{group.name}"] = float(found.double().square().mean().sqrt())
+        return told | {f"coefficient_{name}": value for name, value in self.coefficients(field).items()}
+
+    @cached_property
+    def _watched(self) -> tuple[Tensor, Tensor | None]:
+        side = min(self.options.resolution, LATTICE if len(self.axes) < 3 else LATTICE // 4)
+        ends = zip(self.box.low, self.box.high, strict=True)  # not the map, which of three axes is a face
+        points = grid_points([torch.linspace(low, high, side, dtype=torch.float64) for low, high in ends])
+        return points, self.truth(points)
 
     # ------------------------------------------------------------------------------------------------------ answers
 

@@ -120,11 +120,13 @@ class SolveOptions(Section):
         "Broyden, L-BFGS; L-BFGS with a Schwarz preconditioner over layers or tiles",
     )
     iterations: int = Field(200, ge=0, description="at most")
-    tolerance: float = Field(0.0, ge=0, description="stop where the loss falls by less than this share in 10 iterations")
+    tolerance: float = Field(0.0, ge=0, description="stop where 10 iterations lower the loss by less than this share")
     redraw_every: int | None = Field(None, ge=1, description="iterations between fresh points (null: the same)")
     damping: float = Field(1e-3, gt=0, description="levenberg_marquardt: first damping, over the largest curvature")
     dense: int = Field(
-        6000, ge=1, description="levenberg_marquardt: up to so many parameters by Cholesky, beyond by conjugate gradients "
-        "with a block per tile as preconditioner"
+        6000,
+        ge=1,
+        description="levenberg_marquardt: up to so many parameters by Cholesky, beyond by conjugate gradients with a "
+        "block per tile as preconditioner",
     )
     local: int = Field(10, ge=1, description="schwarz: iterations on each block")

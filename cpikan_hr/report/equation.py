@@ -29,7 +29,7 @@ from cpikan_hr.training.weights import Trained
 SCRIPTS = ("tiles.js", "map.js", "plot.js", "report.js", "equation.js")
 SLICES = 6  # times shown side by side
 MOST = 4000  # points of one draw that are shown
-UNSHOWN = ("step", "px_per_s", "tiles")  # columns of metrics.jsonl that are no curves
+UNSHOWN = ("step", "px_per_s", "cpu_s", "tiles")  # columns of metrics.jsonl that are no curves
 
 
 def write_equation_report(
@@ -136,18 +136,18 @@ def write_layers(
         stack = [planes[layer.name].reshape(y1 - y0, width, 1) for layer in layers]
         lines = np.stack([planes[name].reshape(y1 - y0, width) for name in ("field", "reference") if name in planes])
         low, high = np.fmin(low, np.nanmin(lines)), np.fmax(high, np.nanmax(lines))
-        for values, pyramid, parts in zip(stack, pyramids, small, strict=True):
+        for values, pyramid, rows in zip(stack, pyramids, small, strict=True):
             if len(problem.axes) > 1:
                 pyramid.add(values.astype(np.float32))
-            parts.append(shrink(values, block))
+            rows.append(shrink(values, block))
         if y0 <= row < y1:
             along = lines[:, row - y0]
         column.append(lines[:, :, width // 2])
         if progress:
             progress(y1, height)
-    for layer, pyramid, parts in zip(layers, pyramids, small, strict=True):
+    for layer, pyramid, rows in zip(layers, pyramids, small, strict=True):
         layer.levels = pyramid.finish()
-        layer.low, layer.high = limits(np.concatenate(parts), layer.colours)
+        layer.low, layer.high = limits(np.concatenate(rows), layer.colours)
     if len(layers) > 2:  # the solution and its reference share their colours
         for layer in layers[:2]:
             layer.low, layer.high = min(k.low for k in layers[:2]), max(k.high for k in layers[:2])
@@ -174,7 +174,7 @@ def strip_of(problem: PDE, trained: Trained, points, truth: np.ndarray | None) -
 
 
 def points_of(problem: PDE, path: Path) -> list[dict]:
-    """Of each set of points: name, count, and coordinates of those shown along the viewer's x and y; a line has no y."""
+    """Of each set of points: name, count, and coordinates of those shown along the viewer's axes; a line has no y."""
     sets = []
     try:
         kept = load_file(path) if path.exists() else {}

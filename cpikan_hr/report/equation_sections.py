@@ -7,8 +7,14 @@ from cpikan_hr.report.plan import Layer
 from cpikan_hr.report.sections import number, section, viewer
 from cpikan_hr.training.weights import Trained
 
-TITLES = {"loss": "Loss", "residual": "Residual (root mean square)", "lr": "Learning rate", "grad_norm": "Gradient norm",
-          "evaluations": "Evaluations"}  # fmt: skip
+TITLES = {
+    "loss": "Loss",
+    "residual": "Residual (root mean square)",
+    "rel_l2": "Relative L2 error",
+    "lr": "Learning rate",
+    "grad_norm": "Gradient norm",
+    "evaluations": "Evaluations",
+}
 DASHED = "Dashed: the reference."
 
 
@@ -118,17 +124,24 @@ def points(sets: list[dict]) -> str:
     if not sets:
         return ""
     drawn = [k for k, one in enumerate(sets) if one["name"] != "measurements"]
-    options = "".join(
-        f'<option value="{k}"{" selected" if k == drawn[-1] else ""}>{escape(one["name"])}, {one["count"]} points</option>'
-        for k, one in enumerate(sets)
-    )
+    options = ""
+    for k, one in enumerate(sets):
+        selected = " selected" if k == drawn[-1] else ""
+        options += f'<option value="{k}"{selected}>{escape(one["name"])}, {one["count"]} points</option>'
     choice = f'<div class="tools"><label>Points <select id="points-set">{options}</select></label></div>'
     return section("points", "Collocation points", choice + plot("points-plot", "", "plot scatter"))
+
+
+def title_of(name: str) -> str:
+    """Of a column of metrics.jsonl."""
+    if name.startswith("rms_"):
+        return f"{name.removeprefix('rms_')} (root mean square)"
+    return TITLES.get(name, name)
 
 
 def training(names: list[str]) -> str:
     """A place for each curve; those of coefficients stand with them."""
     shown = [name for name in names if not name.startswith("coefficient_")]
-    plots = "".join(plot(f"curve-{name}", TITLES.get(name, name)) for name in shown)
+    plots = "".join(plot(f"curve-{name}", title_of(name)) for name in shown)
     body = f'<div class="pair">{plots}</div>' if plots else "<p class=note>Nothing was logged.</p>"
     return section("training", "Training", body)

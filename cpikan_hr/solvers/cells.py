@@ -1,4 +1,4 @@
-"""J'J of a field of several tiles: residuals that see the same tiles form a cell, whose rows are one small dense matrix."""
+"""J'J of a field of several tiles: residuals that see the same tiles form a cell, whose rows are one dense matrix."""
 
 from collections.abc import Iterator
 

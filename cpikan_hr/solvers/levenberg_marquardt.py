@@ -1,8 +1,8 @@
 """Levenberg-Marquardt on the residual vector of an equation: (J'J + damping D) step = -J'r.
 
-Up to a number of parameters J'J is assembled, from pieces of points that lie beside each other and so see few tiles, and
-factorised. Beyond it the system is solved by conjugate gradients on the Jacobian's blocks, preconditioned by one block
-per tile, to an accuracy that follows the gradient (inexact Newton). D = diag(J'J), never below a share of its mean.
+Up to a number of parameters J'J is assembled, cell by cell of points that see the same tiles, and factorised, as a band
+where it is one. Beyond it the system is solved by conjugate gradients on the Jacobian's blocks, preconditioned by one
+block per tile, to a share of the gradient (inexact Newton). D = diag(J'J), never below a share of its mean.
 Damping follows Nielsen (1999).
 """
 

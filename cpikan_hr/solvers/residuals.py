@@ -82,7 +82,7 @@ class Residuals:
             if piece and len(whole) > piece:
                 whole = whole[self._place_of(placed.points[whole * group.per]).argsort(stable=True)]
             needs = group.kind in ("residual", "interface")
-            slope = group.kind == "periodic" or (group.condition is not None and getattr(group.condition, "derivative", 0))
+            slope = group.kind == "periodic" or bool(getattr(group.condition, "derivative", 0))
             order = problem.order if needs else "gradient" if slope else "value"
             for number in whole.split(piece or len(whole) or 1):
                 if not len(number):
@@ -164,8 +164,8 @@ class Residuals:
 
     def rows(self, term: Term) -> Tensor:
         """Jet rows [R, P, C + K] of the field at a term's points."""
-        total = sum(level.evaluate(term.points, term.order, d) for level, d in zip(self.levels, term.dispatches, strict=True))
-        total = total @ self.field.mix
+        seen = zip(self.levels, term.dispatches, strict=True)
+        total = sum(level.evaluate(term.points, term.order, dispatch) for level, dispatch in seen) @ self.field.mix
         if self.field.constants is not None:
             total = torch.cat([total, self.field.constants(total)], dim=-1)
         return total

@@ -24,7 +24,7 @@ class Tracker:
             write_text(self.path, "".join(line + "\n" for line in kept))
         self.events = SummaryWriter(folder / "tensorboard", purge_step=start + 1)
         self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, disable=None)  # only on terminals
-        self.began, self.pixels = time.perf_counter(), 0
+        self.began, self.cpu_began, self.pixels = time.perf_counter(), time.process_time(), 0
 
     def update(self, pixels: int) -> None:
         """One more step over so many pixels."""
@@ -37,10 +37,11 @@ class Tracker:
         if not self.enabled:
             return
         per_second = self.pixels / max(time.perf_counter() - self.began, 1e-9)
-        values = {**values, "px_per_s": per_second}
+        values = {**values, "px_per_s": per_second, "cpu_s": time.process_time() - self.cpu_began}
         self._append({"step": step, **values})
         self._event(values, step)
-        shown = {name: f"{value:.4g}" for name, value in values.items() if name not in ("lr", "grad_norm", "px_per_s")}
+        left_out = ("lr", "grad_norm", "px_per_s", "cpu_s", "rms_")
+        shown = {name: f"{value:.4g}" for name, value in values.items() if not name.startswith(left_out)}
         self.bar.set_postfix(shown | {"px/s": f"{per_second:.3g}"})
 
     def say(self, line: str) -> None:

@@ -119,9 +119,9 @@ def test_the_lift_and_the_factor_belong_to_the_points_of_their_draw():
 def test_interface_pairs_stand_on_both_sides_of_every_edge(equation, grid):
     problem = problem_of(equation, [grid], points=POINTS | {"interface": 12}, level={"overlap": 0})
     found = groups_of(problem, whole(problem))
-    level_axes = [a for a, count in enumerate(grid) if count > 1]
-    assert {name for name in found if name.startswith("interface")} == {f"interface_{problem.axes[a]}" for a in level_axes}
-    for axis in level_axes:
+    cut = [a for a, count in enumerate(grid) if count > 1]
+    assert {name for name in found if name.startswith("interface")} == {f"interface_{problem.axes[a]}" for a in cut}
+    for axis in cut:
         pairs = found[f"interface_{problem.axes[axis]}"].unflatten(0, (-1, 2))
         low, extent = problem.box.low[axis], problem.extent[axis]
         edges = low + extent * torch.arange(1, grid[axis], dtype=torch.float64) / grid[axis]

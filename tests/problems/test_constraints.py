@@ -142,7 +142,8 @@ def test_hard_periodicity_refuses_several_tiles():
 
 
 def test_a_velocity_between_values_on_both_faces_is_refused(tmp_path):
-    conditions = "[*initial(lambda x, t: 0 * x, lambda x, t: 0 * x), Condition('last', 't', 'high', lambda x, t: 0 * x)]"
+    last = "Condition('last', 't', 'high', lambda x, t: 0 * x)"
+    conditions = f"[*initial(lambda x, t: 0 * x, lambda x, t: 0 * x), {last}]"
     with pytest.raises(UserError, match=r"^problem\.constraints: .*both faces of t and a velocity .*use soft$"):
         hard(heat(tmp_path, conditions))
 

@@ -169,8 +169,8 @@ def test_balance_is_resumed_and_multiplies_its_term():
     again, _, resumed = made("wave", balance={"memory": 0.5})
     resumed.restore(batches.state())
     assert again.weighting.balance == problem.weighting.balance
-    rows = dict(zip((g.name for g in problem.groups), rows_by_autograd(field, problem).split([60, 12, 12, 12, 12]), strict=True))
-    expected = sum(problem.weighting.balance[name] * float(r.detach().square().sum()) for name, r in rows.items())
+    terms = zip(problem.groups, rows_by_autograd(field, problem).detach().split([60, 12, 12, 12, 12]), strict=True)
+    expected = sum(problem.weighting.balance[group.name] * float(rows.square().sum()) for group, rows in terms)
     assert update(again, field, resumed, 0, 1) == pytest.approx(expected, rel=1e-12)
 
 

@@ -22,7 +22,10 @@ def write(folder: Path, steps: int, **changes) -> list[str]:
         "output": "given on the command line",
         "problem": problem,
         "field": {"precision": "double", "levels": [{"grid": [2, 1], "overlap": 0.5, "network": NETWORK}]},
-        "training": {"steps": steps, "log_every": 1, "checkpoint_steps": 3, "checkpoint_minutes": None, "schedule": "constant", "keep": 99},
+        "training": {
+            "steps": steps, "log_every": 1, "checkpoint_steps": 3, "checkpoint_minutes": None, "schedule": "constant",
+            "keep": 99,
+        },
     }
     for section, given in changes.items():
         tree[section] = tree.get(section, {}) | given

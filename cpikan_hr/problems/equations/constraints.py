@@ -44,8 +44,8 @@ class Ansatz:
         for faces in self.faces:
             if faces.velocity is not None and faces.high is not None:
                 raise UserError(
-                    f"problem.constraints: hard values on both faces of {faces.axis} and a velocity do not go together; "
-                    "use soft"
+                    f"problem.constraints: hard values on both faces of {faces.axis} and a velocity do not go "
+                    "together; use soft"
                 )
 
     def jets(self, points: Tensor, order: str) -> tuple[Jet, Jet]:
@@ -102,7 +102,10 @@ class Ansatz:
 def hard_conditions(
     equation: Equation, conditions: list[Condition | Periodic], constraints: str
 ) -> list[Condition | Periodic]:
-    """Those of the equation's conditions that `constraints` makes exact: none (soft), values and velocities (values), periodicity too (hard)."""
+    """Those of the equation's conditions that `constraints` makes exact.
+
+    soft: none; values: values and velocities; hard: periodicity too.
+    """
     if constraints == "soft":
         return []
     circle = constraints == "hard"
@@ -121,7 +124,8 @@ def is_hard(condition: Condition | Periodic, equation: Equation, circle: bool = 
         value = next((c for c in beside if c.side == "low" and not c.derivative), None)
         if condition.side != "low" or value is None or not is_hard(value, equation, circle):
             return False
-    return not circle or all(_repeats(condition, c.axis, equation) for c in equation.conditions() if isinstance(c, Periodic))
+    around = [c.axis for c in equation.conditions() if isinstance(c, Periodic)]
+    return not circle or all(_repeats(condition, axis, equation) for axis in around)
 
 
 def _repeats(condition: Condition, axis: str, equation: Equation) -> bool:
