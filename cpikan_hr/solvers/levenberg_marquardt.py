@@ -9,18 +9,18 @@ Damping follows Nielsen (1999).
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
-import scipy.linalg
 import torch
 from torch import Tensor
 
+from cpikan_hr.solvers.banded import Banded, bandwidth
 from cpikan_hr.solvers.cells import cells
 from cpikan_hr.solvers.objective import Step
 from cpikan_hr.solvers.residuals import Block, Residuals
 
 FLOOR = 1e-10  # of D, over the mean of the diagonal
 ELEMENTS = 2**23  # of the Jacobian rows of one tile that are computed at once
-BANDED = 0.3  # bandwidth of J'J over its size up to which it is factorised as a band
+BANDED = 0.3  # bandwidth of J'J over its size up to which it is stored and factorised as a band
+STORED = 2**27  # numbers of such a band at most
 FAILURES = 12  # dampings tried in one iteration
 Total = Callable[[Tensor], None]  # adds a tensor over processes, in place
 
@@ -39,8 +39,13 @@ def levenberg_marquardt(
     """
     here = residuals(None)
     n = here.count
-    if n <= dense:
-        system: Dense | Sparse = Dense(residuals(max(1, ELEMENTS // max(here.sizes))), total)
+    pieces = residuals(max(1, ELEMENTS // max(here.sizes)))
+    width = torch.tensor([float(bandwidth(here))])
+    total(width)  # at least the widest of any process
+    if width < BANDED * n and width * n < STORED:
+        system: Banded | Dense | Sparse = Banded(pieces, int(width), total, FLOOR)
+    elif n <= dense:
+        system = Dense(pieces, total)
     else:
         system = Sparse(here, total)
     theta = here.theta()
@@ -83,7 +88,6 @@ class Dense:
         residuals, n = self.residuals, self.residuals.count
         like = residuals.theta()
         matrix, gradient, loss = like.new_zeros(n, n), like.new_zeros(n), like.new_zeros(1)
-        band = like.new_zeros(1)
         for _, found, blocks, columns in residuals.linearised():
             for rows, places, jacobian in cells(residuals, len(found), blocks, columns):
                 if len(places) == n:
@@ -92,40 +96,22 @@ class Dense:
                 else:
                     matrix[places[:, None], places] += jacobian.T @ jacobian
                     gradient[places] += jacobian.T @ found[rows]
-                band.clamp_(min=float(places.max() - places.min()))
             loss += found.square().sum()
         for tensor in (matrix, gradient, loss):
             self.total(tensor)
-        self.total(band)  # at least the largest of any process
-        self.matrix, self.gradient, self.band = matrix, gradient, min(int(band), n - 1)
+        self.matrix, self.gradient = matrix, gradient
         diagonal = matrix.diagonal()
         self.trust = diagonal + FLOOR * diagonal.mean() + 1e-300
         return float(loss), gradient
 
     def solve(self, damping: float) -> Tensor | None:
         """The step, None where the damped matrix is not positive definite in this precision."""
-        if self.band < BANDED * len(self.trust):
-            return self._solve_banded(damping)
         damped = self.matrix.clone()
         damped.diagonal().add_(damping * self.trust)
         factor, info = torch.linalg.cholesky_ex(damped)
         if int(info):
             return None
         return -torch.cholesky_solve(self.gradient[:, None], factor)[:, 0]
-
-    def _solve_banded(self, damping: float) -> Tensor | None:
-        """The same where tiles that share no point are far from each other in theta."""
-        n = len(self.trust)
-        bands = np.zeros((self.band + 1, n))
-        for k in range(self.band + 1):
-            bands[k, : n - k] = self.matrix.diagonal(-k).cpu().numpy()
-        bands[0] += (damping * self.trust).cpu().numpy()
-        try:
-            factor = scipy.linalg.cholesky_banded(bands, lower=True, overwrite_ab=True, check_finite=False)
-        except np.linalg.LinAlgError:
-            return None
-        step = scipy.linalg.cho_solve_banded((factor, True), -self.gradient.cpu().numpy(), check_finite=False)
-        return torch.from_numpy(step).to(self.gradient)
 
     def product(self, step: Tensor) -> Tensor:
         """J'J step."""
