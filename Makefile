@@ -42,6 +42,7 @@ bench: install
 	$(BIN)/python benchmarks/orders.py
 	$(BIN)/python benchmarks/images.py
 	$(BIN)/python benchmarks/heights.py
+	$(BIN)/python benchmarks/pdes.py --peer
 
 # Without a GPU it says so and measures nothing.
 bench-gpu: install

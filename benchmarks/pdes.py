@@ -10,6 +10,7 @@ its CPU seconds and our CPU seconds to its error, as ratios, both without import
 
 import argparse
 import json
+import math
 import statistics
 import tempfile
 from dataclasses import dataclass
@@ -75,20 +76,62 @@ WIDE = {"half_width": 50.0}
 PUBLISHED = cpikan([8, 8])  # 528 parameters
 DIRECT = 1e-12  # damping of a linear problem: one or two steps solve it
 
+SPLIT = {"half_width": 4.0}
+INVERSE = dict(unknown={"reaction": 0.2}, levels=[level(cpikan([8]), [1])], solve=marquardt(60), measure="reaction")
+MANY = {"parameters": {"frequencies": 4}, "points": points(60000)}
+
+
+def inverse(noise: float, target: float) -> Row:
+    return row(
+        "reaction_diffusion", target=target, seconds=300, points=points(500), **INVERSE,
+        measurements={"points": 400, "noise": noise},
+    )  # fmt: skip
+
+
 ROWS = {
-    "diffusion_published": row(
-        "diffusion", [level(PUBLISHED)], 1e-4, 60, marquardt(400), points=points(1000)
-    ),
+    "diffusion_published": row("diffusion", [level(PUBLISHED)], 1e-4, 60, marquardt(300), points=points(1000)),
     "diffusion_linear": row(
         "diffusion", [level(linear(13, 9), [6, 1])], 1e-6, 120, marquardt(3, damping=DIRECT), points=points(3000)
     ),
     "diffusion_adam": row(
         "diffusion", [level(PUBLISHED)], 1e-2, 1e9, {"method": "none"}, points=points(1000), precision="single",
-        training={"steps": 10000, "lr": 5e-3, "log_every": 500},
+        training={"steps": 10000, "lr": 1e-2, "log_every": 500},
+    ),
+    "diffusion_wide": row(
+        "diffusion", [level(cpikan([6]), [50, 1])], 1e-4, 300, marquardt(100), parameters=WIDE, points=points(8000)
     ),
     "diffusion_wide_linear": row(
         "diffusion", [level(linear(10, 6), [64, 1])], 1e-4, 300, marquardt(2, damping=DIRECT), parameters=WIDE,
         points=points(12000),
+    ),
+    "helmholtz_wide_linear": row(
+        "helmholtz", [level(linear(30, 13), [1, 24])], 1e-5, 300, marquardt(2, damping=DIRECT), parameters=SPLIT,
+        points=points(24000),
+    ),
+    "reaction_diffusion": row(
+        "reaction_diffusion", [level(PUBLISHED, [1])], 1e-5, 300, marquardt(150), points=points(500)
+    ),
+    "inverse_clean": inverse(0.0, 1e-4),
+    "inverse_1_percent": inverse(0.01, 1e-2),
+    "inverse_5_percent": inverse(0.05, 5e-2),
+    "inverse_10_percent": inverse(0.1, 5e-2),
+    "poisson_one_level": row(
+        "poisson", [level(linear(6, 6), [32, 32])], 1.0, 600, marquardt(8, damping=1e-9, dense=1), **MANY
+    ),
+    "poisson_multilevel": row(
+        "poisson", [level(linear(6, 6), [k, k]) for k in (1, 4, 32)], 0.1, 600,
+        marquardt(8, damping=1e-9, dense=1), **MANY,
+    ),
+    "heat_with_source": row(
+        str(HEAT), [level(cpikan([8, 8]))], 1e-5, 60, marquardt(100), points=points(500), peer="diffusion"
+    ),
+    "helmholtz_unit_square": row(
+        "helmholtz", [level(cpikan([12, 12], 6))], 1e-4, 300, marquardt(150), points=points(2000), peer="helmholtz",
+        parameters={"a1": 4.0, "a2": 4.0, "k": 4 * math.pi, "half_width": 0.5},
+    ),
+    "allen_cahn_dirichlet": row(
+        "allen_cahn", [level(cpikan([16, 16]))], 1e-3, 300, marquardt(150), points=points(4000), peer="allen_cahn",
+        parameters={"boundary": "dirichlet", "diffusivity": 1e-3},
     ),
 }  # fmt: skip
 
