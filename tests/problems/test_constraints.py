@@ -135,8 +135,17 @@ def test_allen_cahn_begins_softly_beside_its_circle():
     assert soft_names(problem) == {"initial"} and problem.box.periodic == (0,)
 
 
+def test_values_alone_are_hard_and_periodicity_stays_soft():
+    _, problem, field = make("allen_cahn", [[3, 1]], constraints="values")
+    assert soft_names(problem) == {"periodic_x"} and problem.box.periodic == ()
+    points = random_points(problem, 20)
+    points[:, 1] = 0.0
+    begun = points[:, :1] ** 2 * torch.cos(torch.pi * points[:, :1])
+    assert close(problem.values(field, points), begun, 1e-12)
+
+
 def test_hard_periodicity_refuses_several_tiles():
-    with pytest.raises(UserError, match=r"^field\.levels\.0\.grid: hard periodicity .* along x; .*soft$"):
+    with pytest.raises(UserError, match=r"^field\.levels\.0\.grid: hard periodicity .* along x; .* leaves it soft$"):
         make("allen_cahn", [[2, 1]], constraints="hard")
     make("allen_cahn", [[1, 2]], constraints="hard")  # along t they may be several
 
