@@ -27,8 +27,9 @@ $(TORCH_EXTENSIONS_DIR)/built.stamp: $(VENV)/packages.stamp cpikan_hr/training/o
 	$(BIN)/python -m cpikan_hr.training.operators
 	touch $@
 
+# Two workers share the cores: threads that wait must not spin.
 test: install
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 demo: install
 	$(BIN)/python -m cpikan_hr.demo --size $(SIZE)
