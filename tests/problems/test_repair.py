@@ -41,7 +41,8 @@ def test_a_hundredth_of_the_wrong_orders_is_left_and_none_is_added(noisy):
     unknown = np.isnan(repaired.height_nm)
     assert (repaired.quality[unknown] == 0).all()
     kept = ~unknown & ~before
-    np.testing.assert_array_equal(repaired.height_nm[kept], plain.height_nm[kept])
+    # The same sums over windows of another width: they may round apart in the last digit of float32.
+    np.testing.assert_allclose(repaired.height_nm[kept], plain.height_nm[kept], rtol=2.5e-7, atol=0)
 
 
 def test_a_repaired_height_is_one_of_its_own_phases(noisy):

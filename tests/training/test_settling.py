@@ -11,8 +11,8 @@ from test_loop import lines, losses, write
 
 from cpikan_hr.fields import Field, Region
 from cpikan_hr.problems import build_problem
-from cpikan_hr.problems.batches import pixel_centres
-from cpikan_hr.recipe import load_recipe
+from cpikan_hr.problems.batches import PixelBatches, pixel_centres
+from cpikan_hr.recipe import BatchOptions, load_recipe
 from cpikan_hr.train import main as train
 from cpikan_hr.training.export import export
 from cpikan_hr.training.weights import load_field
@@ -146,7 +146,7 @@ def test_pixels_are_drawn_where_tiles_train(tmp_path):
     problem = build_problem(recipe)
     field = Field.build(recipe.field, problem.shape, problem.channels)
     field, _ = field.settle({0: torch.arange(24) != 8})
-    region, batches = Region(field), problem.batches(recipe)
+    region, batches = Region(field), PixelBatches(problem, BatchOptions(blocks=6, size=32, stride=2), 0)
     sampler = batches.sampler
     drawn = torch.cat([pixel_centres(draw.iy, draw.ix) for draw in sampler.draws(3)])
     found = batches.read(3, 0, 1, region)["points"]
