@@ -128,8 +128,7 @@ class Collocation:
     def _with_ansatz(self, placed: Placed) -> tuple[Placed, Tensor | None, Tensor | None]:
         if self.ansatz is None:
             return placed, None, None
-        lift, factor = self.ansatz.jets(placed.points, self.order)
-        return placed, lift.rows.transpose(0, 1), factor.rows.transpose(0, 1)
+        return placed, *self.ansatz.rows(placed.points, self.order)
 
     def _place(self, group: Group, number: int, draw: int) -> Placed:
         channels, dim = self.equation.channels, len(self.axes)

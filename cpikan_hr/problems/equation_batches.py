@@ -49,13 +49,8 @@ class EquationBatches(Batches):
 
     def _size(self, points: Tensor, evaluate: Callable[[Tensor, str], Jet]) -> Tensor:
         """|r| [n] at interior points."""
-        problem = self.problem
-        jet = evaluate(points, problem.order)
-        jets = problem.ansatz.jets(points, problem.order) if problem.ansatz else ()
-        ansatz = [part.rows.transpose(0, 1) for part in jets] or (None, None)
-        points = points.to(jet.rows.device)
-        found = problem.residuals(problem.groups[0], problem.solved(jet, *ansatz), points, points[:, :0])
-        return found.detach().cpu().norm(dim=1)
+        jet = self.problem.solved_at(evaluate(points, self.problem.order), points)
+        return self.problem.residual(jet, points).detach().cpu().norm(dim=1)
 
     def _place_times(self, draw: int = 0) -> None:
         self._draw = draw

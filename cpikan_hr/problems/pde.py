@@ -159,7 +159,7 @@ class PDE(Problem):
         """A term's residuals [N, K], each column times the root of its weight; jet: u and the unknowns there."""
         u = jet._replace(rows=jet.rows[..., : self.channels])
         if group.kind == "residual":
-            return self._root("residual") * self._equation_residual(u, jet, points)
+            return self._root("residual") * self.residual(jet, points)
         if group.kind == "measurements":
             return self._root("measurements") * (u.value - values)
         if group.kind == "condition":
@@ -169,20 +169,22 @@ class PDE(Problem):
         step, flux = high.value - low.value, high.gradient[group.axis] - low.gradient[group.axis]
         if group.kind == "periodic":
             return self._root(group.name) * torch.cat([step, flux], dim=1)
-        both = self._equation_residual(u, jet, points)
+        both = self.residual(jet, points)
         parts = {"interface_value": step, "interface_residual": both[1::2] - both[0::2], "interface_flux": flux}
         return torch.cat([self._root(name) * part for name, part in parts.items()], dim=1)
 
     def _root(self, name: str) -> float:
         return math.sqrt(self.options.weights.get(name, 1.0))
 
-    def _equation_residual(self, u: Jet, jet: Jet, points: Tensor) -> Tensor:
-        equation = self.equation
+    def residual(self, jet: Jet, points: Tensor) -> Tensor:
+        """The equation's residual [n, K], without weights; jet: u and the unknowns at points [n, D], in `order`."""
+        equation, points = self.equation, points.to(jet.rows.device)
         if self.options.unknown:
             equation = copy.copy(equation)
             for k, name in enumerate(self.options.unknown):  # a frozen dataclass whose checks want plain numbers
                 object.__setattr__(equation, name, jet.value[:, self.channels + k : self.channels + k + 1])
-        found = equation.residual(Solution(u, self.axes), **coordinates(points, self.axes))
+        u = Solution(jet._replace(rows=jet.rows[..., : self.channels]), self.axes)
+        found = equation.residual(u, **coordinates(points, self.axes))
         return found.expand(len(points), -1)
 
     def solved(self, jet: Jet, lift: Tensor | None, factor: Tensor | None) -> Jet:
@@ -193,6 +195,10 @@ class PDE(Problem):
         rows = [part.to(jet.rows.device).transpose(0, 1)[: jet.rows.shape[0]] for part in (lift, factor)]
         u = constrained(inner, *(jet._replace(rows=part.to(jet.rows.dtype)) for part in rows))
         return jet._replace(rows=torch.cat([u.rows, jet.rows[..., self.channels :]], dim=-1))
+
+    def solved_at(self, jet: Jet, points: Tensor) -> Jet:
+        """The same where the ansatz at float64 points [n, D] is not known yet."""
+        return self.solved(jet, *self.ansatz.rows(points, jet.order)) if self.ansatz else jet
 
     def loss(self, jet: Jet, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Per point [n]: what the mean over all points of the update turns into the loss, and the squared residual."""
@@ -269,9 +275,7 @@ class PDE(Problem):
         """u and the unknowns at float64 points [n, D], by a field that holds whole weights."""
         parts = []
         for piece in points.split(CHUNK):
-            jet = field(piece.to(field.device), order)
-            ansatz = [j.rows.transpose(0, 1) for j in self.ansatz.jets(piece, order)] if self.ansatz else (None, None)
-            parts.append(self.solved(jet, *ansatz).rows)
+            parts.append(self.solved_at(field(piece.to(field.device), order), piece).rows)
         return Jet(torch.cat(parts, dim=1), order, points.shape[1])
 
     def values(self, field: Field, points: Tensor) -> Tensor:
@@ -282,11 +286,6 @@ class PDE(Problem):
         """The known answer [n, C] at float64 points, None where there is none."""
         parts = [self.equation.solution(**coordinates(piece, self.axes)) for piece in points.split(CHUNK)]
         return None if parts[0] is None else torch.cat([part.detach() for part in parts])
-
-    def residual(self, jet: Jet, points: Tensor) -> Tensor:
-        """The equation's residual [n, K], without weights, from what `evaluate` gave in `order` at points [n, D]."""
-        u = jet._replace(rows=jet.rows[..., : self.channels])
-        return self._equation_residual(u, jet, points.to(jet.rows.device))
 
     def coefficients(self, field: Field) -> dict[str, float]:
         """The unknowns' present values, by a field that holds whole weights."""

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 from browsing import wait
+from small_runs import BURGERS, INVERSE
 
 from cpikan_hr.cli import main as cli
 from cpikan_hr.evaluate_pde import evaluate_equation
@@ -13,46 +14,20 @@ from cpikan_hr.problems import build_problem
 from cpikan_hr.train import main as train
 from cpikan_hr.training.weights import load_field
 
-BURGERS = """
-problem:
-  kind: pde
-  equation: burgers
-  parameters: {nu: 0.1}
-  points: {interior: 40, condition: 10}
-  refine: {every: 2, pool: 100}
-  resolution: 41
-field:
-  precision: double
-  levels: [{grid: [1, 1], network: {kind: cpikan, hidden: [4], degree: 3}}]
-training: {steps: 5, log_every: 1}
-solve: {method: levenberg_marquardt, iterations: 8}
-"""
-INVERSE = """
-problem:
-  kind: pde
-  equation: reaction_diffusion
-  unknown: {reaction: 0.3}
-  measurements: {points: 20}
-  points: {interior: 40}
-  resolution: 31
-field:
-  precision: double
-  levels: [{grid: [1], network: {kind: cpikan, hidden: [4], degree: 3}}]
-training: {steps: 3, log_every: 1}
-"""
+FINER = ["--problem.resolution", "41", "--solve.iterations", "8"]
 
 
-def reported(folder, text):
+def reported(folder, text, *words):
     folder.mkdir()
     (folder / "recipe.yaml").write_text(text)
-    assert not train(["--config", str(folder / "recipe.yaml"), "--output", str(folder / "run")])
+    assert not train(["--config", str(folder / "recipe.yaml"), "--output", str(folder / "run"), *words])
     assert not cli(["report", str(folder / "run")])
     return folder / "run"
 
 
 @pytest.fixture(scope="module")
 def burgers(tmp_path_factory):
-    return reported(tmp_path_factory.mktemp("reports") / "burgers", BURGERS)
+    return reported(tmp_path_factory.mktemp("reports") / "burgers", BURGERS, *FINER)
 
 
 @pytest.fixture(scope="module")

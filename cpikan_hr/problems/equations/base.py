@@ -22,6 +22,7 @@ Invariant: every function here gets one tensor [n, 1] per axis, by the axis's na
 with them; coordinates are in the units of the equation, never scaled.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -101,7 +102,7 @@ def neumann(axis: str, slope: Function) -> list[Condition]:
 
 
 @dataclass(frozen=True)
-class Equation:
+class Equation(ABC):
     """Base class: a frozen dataclass whose fields are the equation's parameters, all with defaults.
 
     `axes` come from `domain`; `channels`: how many functions u has.
@@ -109,17 +110,17 @@ class Equation:
 
     channels: ClassVar[int] = 1
 
+    @abstractmethod
     def domain(self) -> dict[str, tuple[float, float]]:
         """Lower and upper end of each axis, in order; time, where there is one, is called t and comes last."""
-        raise NotImplementedError
 
+    @abstractmethod
     def residual(self, u: Solution, **at: Tensor) -> Tensor:
         """What the equation says is zero, [n, K], K equations."""
-        raise NotImplementedError
 
+    @abstractmethod
     def conditions(self) -> list[Condition | Periodic]:
         """What holds on the faces of the box."""
-        raise NotImplementedError
 
     def solution(self, **at: Tensor) -> Tensor | None:
         """The answer [n, C] at float64 points: a closed form, or a spectral solver's; None where none is known."""

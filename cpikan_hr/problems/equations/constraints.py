@@ -48,13 +48,12 @@ class Ansatz:
                     "together; use soft"
                 )
 
-    def jets(self, points: Tensor, order: str) -> tuple[Jet, Jet]:
-        """Lift [R, n, C] and factor [R, n, 1] at float64 points [n, D]."""
+    def rows(self, points: Tensor, order: str) -> tuple[Tensor, Tensor]:
+        """Jet rows of the lift [n, R, C] and of the factor [n, R, 1] at float64 points [n, D]."""
         axes, channels = self.equation.axes, self.equation.channels
-        return (
-            function_jet(self.lift, points, axes, order, channels),
-            function_jet(self.factor, points, axes, order),
-        )
+        lift = function_jet(self.lift, points, axes, order, channels)
+        factor = function_jet(self.factor, points, axes, order)
+        return lift.rows.transpose(0, 1), factor.rows.transpose(0, 1)
 
     def factor(self, **at: Tensor) -> Tensor:
         product = torch.ones_like(next(iter(at.values())))
