@@ -74,11 +74,18 @@ def points(interior: int, **more: int) -> dict:
 
 WIDE = {"half_width": 50.0}
 PUBLISHED = cpikan([8, 8])  # 528 parameters
+MLP = {"kind": "fourier_mlp", "hidden": [20, 20], "activation": "tanh"}  # about as many parameters
 DIRECT = 1e-12  # damping of a linear problem: one or two steps solve it
 
 SPLIT = {"half_width": 4.0}
 INVERSE = dict(unknown={"reaction": 0.2}, levels=[level(cpikan([8]), [1])], solve=marquardt(60), measure="reaction")
 MANY = {"parameters": {"frequencies": 4}, "points": points(60000)}
+PHASES = {"constraints": "values", "weights": {"periodic_x": 1e-3}}  # u0 has a kink where both ends meet
+
+
+def model(network: dict, **options) -> Row:
+    """A comparison network on the published diffusion problem, by the same solver."""
+    return row("diffusion", [level(network, **options)], 1e-4, 60, marquardt(150), points=points(1000))
 
 
 def inverse(noise: float, target: float) -> Row:
@@ -122,6 +129,19 @@ ROWS = {
         "poisson", [level(linear(6, 6), [k, k]) for k in (1, 4, 32)], 0.1, 600,
         marquardt(8, damping=1e-9, dense=1), **MANY,
     ),
+    "allen_cahn_linear": row(
+        "allen_cahn", [level(linear(10, 11), [40, 1], 0.4)], 1e-5, 600, marquardt(27, damping=1e-6), **PHASES,
+        points=points(12000),
+    ),
+    "burgers_linear": row(
+        "burgers", [level(linear(11, 13), [120, 1], 0.4)], 1e-5, 600, marquardt(15, damping=1e-6), points=points(50000)
+    ),
+    "model_cpikan": model(PUBLISHED),
+    "model_cpikan_unscaled": model(PUBLISHED, scaled=False),
+    "model_tanh_mlp": model({**MLP, "bands": 0}),
+    "model_tanh_mlp_unscaled": model({**MLP, "bands": 0}, scaled=False),
+    "model_fourier": model({**MLP, "hidden": [14, 14], "bands": 3}),
+    "model_siren": model({"kind": "siren", "hidden": [20, 20], "first_omega": 10.0, "hidden_omega": 5.0}),
     "heat_with_source": row(
         str(HEAT), [level(cpikan([8, 8]))], 1e-5, 60, marquardt(100), points=points(500), peer="diffusion"
     ),
