@@ -166,21 +166,24 @@ class _Fit:
         return np.where(good & (ratio < TRIM), 1 / np.maximum(ratio / HUBER, 1), 0)
 
     def _profile(self, chunk: slice, j: int) -> tuple[np.ndarray, ...]:
-        """What wavelength j sees in the pixels, [k, n] each: angle psi, centred profile, and the residual's projection.
+        """What wavelength j sees in the pixels, [k, n] each: wave exp(i psi), centred profile, and the residual's
+        projection.
 
-        Returns (psi, profile, modulation [n], residual).
+        Returns (wave, profile, modulation [n], residual).
         """
         there = self.present[j]
-        psi = self.wavenumber[j] * self.height[chunk] + self.values[j, :-2][there][:, None]
-        profile = np.cos(psi)
+        height = self.wavenumber[j] * self.height[chunk]
+        # The angle of a step is added by a product: sines and cosines of each pixel once, not once a step.
+        wave = (np.cos(height) + 1j * np.sin(height)) * np.exp(1j * self.values[j, :-2][there])[:, None]
+        profile = wave.real.copy()
         if self.second:
             u, v = self.values[j, -2:]
-            profile += u * np.cos(2 * psi) - v * np.sin(2 * psi)
+            profile += (wave * wave * complex(u, v)).real
         profile -= profile.mean(axis=0)
-        residual = self.frames[j][there][:, chunk]
+        residual = self.frames[j][:, chunk][there]
         residual = residual - residual.mean(axis=0)
         modulation = (profile * residual).sum(axis=0) / np.maximum((profile * profile).sum(axis=0), 1e-12)
-        return psi, profile, modulation, residual - modulation * profile
+        return wave, profile, modulation, residual - modulation * profile
 
     def _misfits(self, chunk: slice) -> np.ndarray:
         """Mean squared residual of the pixels at their present heights, A and B eliminated."""
@@ -192,17 +195,17 @@ class _Fit:
         count = len(weight)
         along, pull, rigidity = np.zeros((count, wavelengths, unknowns)), np.zeros(count), np.zeros(count)
         for j in range(wavelengths):
-            psi, profile, modulation, residual = self._profile(chunk, j)
-            slope, second = -np.sin(psi), 2 * psi
+            wave, profile, modulation, residual = self._profile(chunk, j)
+            slope, second = -wave.imag, wave * wave
             if self.second:
                 u, v = self.values[j, -2:]
-                slope -= 2 * (u * np.sin(second) + v * np.cos(second))
+                slope -= 2 * (second * complex(u, v)).imag
             slope *= modulation
             there = np.flatnonzero(self.present[j])
-            columns = np.zeros((unknowns, *psi.shape))
+            columns = np.zeros((unknowns, *wave.shape))
             columns[there, np.arange(len(there))] = slope
             if self.unknown[j, -1]:
-                columns[-2], columns[-1] = modulation * np.cos(second), -modulation * np.sin(second)
+                columns[-2], columns[-1] = modulation * second.real, -modulation * second.imag
             columns -= columns.mean(axis=1, keepdims=True)
             along_profile = np.einsum("akn,kn->an", columns, profile) / np.maximum((profile**2).sum(axis=0), 1e-12)
             columns -= along_profile[:, None] * profile
