@@ -19,6 +19,7 @@ from pathlib import Path
 import yaml
 from processes import run
 
+RECIPES = Path(__file__).parents[1] / "recipes"
 HEAT = Path(__file__).with_name("heat_with_source.py")  # DeepXDE's diffusion example
 
 
@@ -68,6 +69,13 @@ def row(equation: str, levels: list[dict], target: float, seconds: float, solve:
     return Row(problem, levels, target, seconds, kept.pop("training", {}), solve, **kept)
 
 
+def shipped(name: str, target: float, seconds: float) -> Row:
+    """A recipe of `recipes/`."""
+    tree = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    problem = {key: value for key, value in tree["problem"].items() if key != "kind"}
+    return Row(problem, tree["field"]["levels"], target, seconds, tree["training"], tree["solve"])
+
+
 def points(interior: int, **more: int) -> dict:
     return {"interior": interior, **more}
 
@@ -80,7 +88,6 @@ DIRECT = 1e-12  # damping of a linear problem: one or two steps solve it
 SPLIT = {"half_width": 4.0}
 INVERSE = dict(unknown={"reaction": 0.2}, levels=[level(cpikan([8]), [1])], solve=marquardt(60), measure="reaction")
 MANY = {"parameters": {"frequencies": 4}, "points": points(60000)}
-PHASES = {"constraints": "values", "weights": {"periodic_x": 1e-3}}  # u0 has a kink where both ends meet
 
 
 def model(network: dict, **options) -> Row:
@@ -129,13 +136,8 @@ ROWS = {
         "poisson", [level(linear(6, 6), [k, k]) for k in (1, 4, 32)], 0.1, 600,
         marquardt(8, damping=1e-9, dense=1), **MANY,
     ),
-    "allen_cahn_linear": row(
-        "allen_cahn", [level(linear(10, 11), [40, 1], 0.4)], 1e-5, 600, marquardt(27, damping=1e-6), **PHASES,
-        points=points(12000),
-    ),
-    "burgers_linear": row(
-        "burgers", [level(linear(11, 13), [120, 1], 0.4)], 1e-5, 600, marquardt(15, damping=1e-6), points=points(50000)
-    ),
+    "allen_cahn": shipped("allen_cahn", 1e-5, 600),
+    "burgers": shipped("burgers", 1e-5, 600),
     "model_cpikan": model(PUBLISHED),
     "model_cpikan_unscaled": model(PUBLISHED, scaled=False),
     "model_tanh_mlp": model({**MLP, "bands": 0}),

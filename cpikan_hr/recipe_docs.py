@@ -32,7 +32,7 @@ def document() -> str:
         ("network: siren", recipe.SIRENNetwork), ("network: fourier_mlp", recipe.FourierMLPNetwork),
         ("network: chebyshev2d", recipe.Chebyshev2DNetwork), ("start", recipe.StartOptions),
         ("target", recipe.TargetOptions), ("batch", recipe.BatchOptions), ("training", recipe.TrainingOptions),
-        ("solve", recipe.SolveOptions),
+        ("solve", recipe.SolveOptions), ("solve, march", recipe.MarchOptions),
     ]  # fmt: skip
     parts = ["# Recipes: every key", "Generated from the types by `python -m cpikan_hr.recipe_docs > docs/recipes.md`."]
     for title, section in sections:

@@ -23,8 +23,8 @@ def train_words(stack: Path, run: Path, steps: int = 2) -> list[str]:
     return ["--config", "recipes/wafer.yaml", *where, *OPTIONS, "--training.steps", str(steps)]
 
 
-def make_run(stack: Path, run: Path, steps: int = 2) -> Path:
-    assert train(train_words(stack, run, steps)) == 0
+def make_run(stack: Path, run: Path, steps: int = 2, *more: str) -> Path:
+    assert train([*train_words(stack, run, steps), *more]) == 0
     return run
 
 
@@ -41,7 +41,7 @@ def command(name: str, stack: Path, run: Path, out: Path) -> tuple[Callable, lis
     return (train if name == "train" else cli), words
 
 
-def damaged_copy(folder: Path, to: Path, damage: Callable[[Path], object]) -> Path:
+def damaged_copy(folder: Path, to: Path, damage: Callable[[Path], object] = lambda folder: None) -> Path:
     shutil.copytree(folder, to)
     damage(to)
     return to

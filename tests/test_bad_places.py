@@ -12,6 +12,7 @@ import bad_input
 import numpy as np
 import pytest
 from bad_input import refused, snapshot, train_words
+from own_process import environment, own_process
 from PIL import Image
 
 from cpikan_hr.cli import main as cli
@@ -30,28 +31,30 @@ def stack(tmp_path_factory):
     return bad_input.make_stack(tmp_path_factory.mktemp("stack") / "wafer")
 
 
+@pytest.fixture(scope="module")
+def trained(stack, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return bad_input.make_run(stack, tmp_path_factory.mktemp("trained") / "run")
+
+
 @pytest.fixture
-def run(stack, tmp_path):
-    return bad_input.make_run(stack, tmp_path / "run")
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+def run(trained, tmp_path):
+    return bad_input.damaged_copy(trained, tmp_path / "run")
 
 
 class Prepared:
-    """The command in a process of its own, after a line of Python; called like `main`."""
+    """The command in a process of its own, after some lines of Python; called like `main`."""
 
     def __init__(self, main, prepare: str):
-        self.program = f"{prepare}\nimport sys\nfrom {main.__module__} import main\nsys.exit(main(sys.argv[1:]))"
+        self.main, self.prepare = main, prepare
 
     def __call__(self, words: list[str]) -> int:
         """stdout and stderr are handed on, so that they are captured as those of `main` are."""
-        command = [sys.executable, "-c", self.program, *words]
-        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
-        print(done.stdout, end="")
-        print(done.stderr, end="", file=sys.stderr)
-        return done.returncode
+        code, out, err = own_process(self.main, words, self.prepare)
+        print(out, end="")
+        print(err, end="", file=sys.stderr)
+        return code
 
 
 def limited(main, file_bytes: int) -> Prepared:
@@ -117,7 +120,7 @@ def test_a_checkpoint_on_a_full_disk(broken, stack, run, tmp_path, capfd):
     limit = {
         "model.safetensors": sizes["model.safetensors"] - 100,
         "optimizer.bin": (sizes["model.safetensors"] + sizes["optimizer.bin"]) // 2,
-        "metrics": (run / "recipe.yaml").stat().st_size + 10,
+        "metrics": (run / "recipe.yaml").stat().st_size + len(str(run)),  # it is written anew, with this name
     }[broken]
     before = snapshot(whole)
     capfd.readouterr()
@@ -192,10 +195,10 @@ def closed(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["synth", "decode", "render", "report", "export", "train"])
-def test_a_place_without_permission(name, stack, closed, capfd):
-    data = bad_input.damaged_copy(stack, closed / "stack", lambda folder: None)
-    trained = bad_input.make_run(data, closed / "run")
-    main, words = bad_input.command(name, data, trained, closed / "out")
+def test_a_place_without_permission(name, stack, trained, closed, capfd):
+    data = bad_input.damaged_copy(stack, closed / "stack")
+    made = bad_input.damaged_copy(trained, closed / "run")
+    main, words = bad_input.command(name, data, made, closed / "out")
     closed.chmod(0o555)
     line = refused(Prepared(main, COMMON), words, closed, capfd)
     assert f"{closed}/out" in line and "ermission denied" in line
@@ -203,7 +206,7 @@ def test_a_place_without_permission(name, stack, closed, capfd):
 
 @pytest.mark.parametrize("name", ["decode", "train"])
 def test_a_frame_that_may_not_be_read(name, stack, closed, capfd):
-    data = bad_input.damaged_copy(stack, closed / "stack", lambda folder: None)
+    data = bad_input.damaged_copy(stack, closed / "stack")
     main, words = bad_input.command(name, data, closed, closed / "out")
     before = snapshot(closed)
     (data / "bucket_03.bmp").chmod(0)
@@ -218,36 +221,49 @@ def test_a_frame_that_may_not_be_read(name, stack, closed, capfd):
 # ---------------------------------------------------------------- Ctrl-C
 
 
-def interrupted(module: str, words: list[str], begun) -> subprocess.CompletedProcess:
-    """Sends SIGINT to the command once `begun()`."""
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    process = subprocess.Popen([sys.executable, "-m", module, *words], env=environment(), cwd=ROOT, **pipes)
-    deadline = time.monotonic() + 60
-    while not begun() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    return subprocess.CompletedProcess(words, process.returncode, out, err)
+# Where a command would give its file its name, and where a training begins inside its folder.
+AT_THE_RENAME = """
+import os, signal
+rename = os.replace
+def interrupt(*names):
+    os.kill(os.getpid(), signal.SIGINT)
+    rename(*names)
+os.replace = interrupt
+"""
+AT_THE_START = """
+import os, signal
+from cpikan_hr.training import loop
+begin = loop.begin_field
+def interrupt(*given):
+    os.kill(os.getpid(), signal.SIGINT)
+    return begin(*given)
+loop.begin_field = interrupt
+"""
+AT_THE_FIFTEENTH_STEP = """
+import os, signal
+rename = os.rename
+def interrupt(old, new):
+    rename(old, new)
+    if str(new).endswith("step_00000015"):
+        os.kill(os.getpid(), signal.SIGINT)
+os.rename = interrupt
+"""
 
 
-@pytest.mark.parametrize("name", ["synth", "decode", "render", "report", "train"])
+@pytest.mark.parametrize("name", ["synth", "decode", "render", "report", "export", "train"])
 def test_an_interrupt_leaves_nothing(name, stack, run, tmp_path):
-    large = stack if name in ("train", "synth") else bad_input.make_stack(tmp_path / "large", (900, 1200))
-    main, words = bad_input.command(name, large, run, tmp_path / "out")
-    words += {"synth": ["--size", "4000x3000"], "decode": ["--threads", "1"], "render": ["--scale", "30"]}.get(name, [])
-    begun = (tmp_path / "out").exists if name == "train" else lambda: any(tmp_path.glob("out*.part"))
+    main, words = bad_input.command(name, stack, run, tmp_path / "out")
     before = snapshot(tmp_path)
-    done = interrupted("cpikan_hr.train" if main is train else "cpikan_hr", words, begun)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
+    done = own_process(main, words, AT_THE_START if name == "train" else AT_THE_RENAME)
+    assert done == (130, "", "error: interrupted\n")
     assert snapshot(tmp_path) == before
 
 
 def test_an_interrupted_training_keeps_its_checkpoints(stack, run):
     words = [*train_words(stack, run, steps=100_000), "--training.checkpoint_steps", "5"]
-    third = run / "checkpoints" / "step_00000015"
-    done = interrupted("cpikan_hr.train", words, third.exists)
-    assert done.returncode == 130 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith(f"error: interrupted: {run} holds the field so far; render it, or resume it")
+    code, _, err = own_process(train, words, AT_THE_FIFTEENTH_STEP)
+    assert code == 130 and err.count("\n") == 1
+    assert err.startswith(f"error: interrupted: {run} holds the field so far; render it, or resume it")
     assert not list(run.rglob("*.part")) and (run / "checkpoints").is_dir()
     newest = sorted((run / "checkpoints").iterdir())[-1]
     assert train(train_words(stack, run, steps=int(newest.name[5:]) + 1)) == 0

@@ -27,6 +27,8 @@ def test_a_shipped_recipe_of_an_equation_runs(path, tmp_path):
     words += ["--training.steps", str(min(given.training.steps, 2))]
     if given.problem.points.interface:
         words += ["--problem.points.interface", "6"]
+    if given.solve.march:
+        words += ["--solve.march.windows", "2", "--solve.march.iterations", "2", "--field.levels.0.grid", "[3, 2]"]
     assert train(["--config", str(path), "--output", str(tmp_path / "run"), *words]) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines]

@@ -150,9 +150,12 @@ class Collocation:
                 points[:, group.axis] = ends.repeat(group.count)
             else:
                 places = torch.tensor(self.edges[group.axis], dtype=torch.float64)
-                which = places[torch.arange(group.count) % len(places)]
+                # Each a stretch of the sequence of its own: every n-th Sobol point lies in the same part of an edge.
+                which = places[torch.arange(group.count) * len(places) // group.count]
                 beside = BESIDE * float(self.high[group.axis] - self.low[group.axis])
                 points[0::2, group.axis], points[1::2, group.axis] = which - beside, which + beside
+                order = np.random.default_rng([self.seed, number, draw]).permutation(group.count)  # any first ones do
+                points = points.unflatten(0, (-1, 2))[torch.from_numpy(order)].flatten(0, 1)
             values = points.new_zeros(len(points), channels)
         return Placed(points, values)
 

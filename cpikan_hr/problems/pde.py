@@ -80,8 +80,9 @@ class PDE(Problem):
         self.groups = self.collocation.groups
         self._check_weights()
         self.weighting = Weighting(options, options.points.interior, [group.name for group in self.groups])
-        if options.causal and "t" not in self.axes:
-            raise UserError(f"problem.causal: {options.equation} has no time axis t")
+        for key, asked in (("problem.causal", options.causal), ("solve.march", recipe.solve.march)):
+            if asked and "t" not in self.axes:
+                raise UserError(f"{key}: {options.equation} has no time axis t")
 
     # ------------------------------------------------------------------------------------------------------ set-up
 

@@ -102,6 +102,14 @@ class PDEProblem(Section):
         return self
 
 
+class MarchOptions(Section):
+    """Windows of time solved one after the other before all times at once (Wight and Zhao 2021)."""
+
+    windows: int = Field(10, ge=1, description="of one length; without overlap in t, tiles need as many rows or more")
+    iterations: int = Field(10, ge=1, description="at most, in each")
+    tolerance: float = Field(0.01, ge=0, description="a window ends where one iteration lowers the loss by less")
+
+
 class SolveOptions(Section):
     """Second-order minimisation of all residuals at fixed points, after `training.steps` first-order updates."""
 
@@ -119,7 +127,8 @@ class SolveOptions(Section):
         description="Levenberg-Marquardt on the residual vector; quasi-Newton: BFGS, self-scaled BFGS, self-scaled "
         "Broyden, L-BFGS; L-BFGS with a Schwarz preconditioner over layers or tiles",
     )
-    iterations: int = Field(200, ge=0, description="at most")
+    iterations: int = Field(200, ge=0, description="at most; after `march`, over all times")
+    march: MarchOptions | None = None
     tolerance: float = Field(0.0, ge=0, description="stop where 10 iterations lower the loss by less than this share")
     redraw_every: int | None = Field(None, ge=1, description="iterations between fresh points (null: the same)")
     damping: float = Field(1e-3, gt=0, description="levenberg_marquardt: first damping, over the largest curvature")
@@ -130,3 +139,10 @@ class SolveOptions(Section):
         "block per tile as preconditioner",
     )
     local: int = Field(10, ge=1, description="schwarz: iterations on each block")
+
+    @property
+    def most(self) -> int:
+        """Iterations at most."""
+        if self.method == "none":
+            return 0
+        return self.iterations + (self.march.windows * self.march.iterations if self.march else 0)

@@ -1,55 +1,93 @@
-"""J'J as a band: where tiles that share no point are far from each other in theta, as in a row of tiles.
+"""J'J as a band: tiles that share no point lie far from each other once they are numbered well.
 
-The band is stored by columns, A[j + k, j] at k + j (width + 1), so that a square block on the diagonal is a strided
-view of it. LAPACK's banded Cholesky takes it as it is.
+Tiles are numbered by reverse Cuthill-McKee (scipy) on the graph of those that see a residual together, so that rows of
+tiles, rings and grids all become as narrow as they can; tiles that see none are left out. The band is stored by
+columns, A[j + k, j] at k + j (width + 1), so that a square block on the diagonal is a strided view of it. LAPACK's
+banded Cholesky takes it as it is.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
+import scipy.sparse
 import torch
+from scipy.sparse.csgraph import reverse_cuthill_mckee
 from torch import Tensor
 
 from cpikan_hr.solvers.cells import cells
 from cpikan_hr.solvers.residuals import Residuals
 
 
-def bandwidth(residuals: Residuals) -> int:
-    """The largest distance in theta of two parameters that one residual sees; with constants, theta's length."""
+@dataclass(frozen=True)
+class Order:
+    """`places` [m]: which parameters are in the band, one after the other; `width`: the largest distance of two that one
+    residual sees.
+    """
+
+    places: Tensor
+    width: int
+
+
+def narrow_order(residuals: Residuals, total) -> Order:
+    """Collective. Of the tiles that any process sees; with constants, which all residuals see, theta as it is."""
     if residuals.field.constants is not None:
-        return residuals.count
-    widest = 0
+        return Order(torch.arange(residuals.count), residuals.count)
+    counts = [len(group[0]) for group in residuals.parameters]
+    sizes = np.repeat(residuals.sizes, counts)
+    begins = np.cumsum(sizes) - sizes
+    graph = torch.from_numpy(_seen_together(residuals, counts).toarray().astype(np.float64))
+    total(graph)
+    graph = scipy.sparse.csr_array(graph.numpy() > 0)
+    order = reverse_cuthill_mckee(graph, symmetric_mode=True)
+    order = order[graph.diagonal()[order]]
+    places = np.concatenate([begins[tile] + np.arange(sizes[tile]) for tile in order] or [np.zeros(0, int)])
+    first = np.zeros(len(sizes), int)
+    first[order] = np.cumsum(sizes[order]) - sizes[order]
+    a, b = graph.nonzero()
+    return Order(torch.from_numpy(places), int((first[a] + sizes[a] - 1 - first[b]).max(initial=0)))
+
+
+def _seen_together(residuals: Residuals, counts: list[int]) -> scipy.sparse.csr_array:
+    """[T, T]: in how many residuals two tiles meet; tiles of all levels one after the other."""
+    together = scipy.sparse.csr_array((sum(counts), sum(counts)))
+    firsts = np.cumsum(counts) - counts
     for term in residuals.terms:
-        count = len(term.weight)
-        low = torch.full((count + 1,), residuals.count, device=term.points.device)
-        high = torch.zeros_like(low)
-        for begin, size, dispatch in zip(residuals.offsets, residuals.sizes, term.dispatches, strict=False):
-            rows = torch.where(dispatch.points < len(term.points), dispatch.points // term.group.per, count).flatten()
-            first = (begin + dispatch.slots * size)[:, None].expand_as(dispatch.points).flatten()
-            low = low.scatter_reduce(0, rows, first, "amin")
-            high = high.scatter_reduce(0, rows, first + size - 1, "amax")
-        widest = max(widest, int((high - low)[:count].max()))
-    return widest
+        rows, tiles = [], []
+        for first, dispatch in zip(firsts, term.varying, strict=True):
+            here = dispatch.points < len(term.points)
+            rows.append((dispatch.points // term.group.per)[here])
+            tiles.append(first + dispatch.slots[:, None].expand_as(dispatch.points)[here])
+        row, tile = torch.cat(rows).cpu().numpy(), torch.cat(tiles).cpu().numpy()
+        seen = scipy.sparse.csr_array((np.ones(len(row)), (row, tile)), shape=(len(term.weight), sum(counts)))
+        together = together + seen.T @ seen
+    return together
 
 
 class Banded:
-    """The normal equations of a field whose `width` is small."""
+    """The normal equations of a field in a narrow order."""
 
-    def __init__(self, residuals: Residuals, width: int, total, floor: float):
-        self.residuals, self.width, self.total, self.floor = residuals, width, total, floor
+    def __init__(self, residuals: Residuals, order: Order, total, floor: float):
+        self.residuals, self.order, self.total, self.floor = residuals, order, total, floor
+        self.width = order.width
+        self.position = torch.full((residuals.count,), -1)
+        self.position[order.places] = torch.arange(len(order.places))
 
     def linearise(self) -> tuple[float, Tensor]:
         """The loss and J'r at the field's parameters."""
-        residuals, n, step = self.residuals, self.residuals.count, self.width + 1
+        residuals, m, step = self.residuals, len(self.order.places), self.width + 1
         like = residuals.theta()
-        band, gradient, loss = like.new_zeros(n * step), like.new_zeros(n), like.new_zeros(1)
+        band, gradient, loss = like.new_zeros(m * step), torch.zeros_like(like), like.new_zeros(1)
         for _, found, blocks, columns in residuals.linearised():
             for rows, places, jacobian in cells(residuals, len(found), blocks, columns):
                 gradient[places] += jacobian.T @ found[rows]
-                add_block(band, step, places, jacobian.T @ jacobian)
+                where, by = self.position.to(places.device)[places].sort()
+                jacobian = jacobian[:, by]
+                add_block(band, step, where, jacobian.T @ jacobian)
             loss += found.square().sum()
         for tensor in (band, gradient, loss):
             self.total(tensor)
-        self.band, self.gradient = band.view(n, step), gradient
+        self.band, self.gradient = band.view(m, step), gradient
         diagonal = self.band[:, 0]
         self.trust = diagonal + self.floor * diagonal.mean() + 1e-300
         return float(loss), gradient
@@ -64,14 +102,21 @@ class Banded:
             )
         except np.linalg.LinAlgError:
             return None
-        step = scipy.linalg.cho_solve_banded((factor, True), -self.gradient.cpu().numpy(), check_finite=False)
-        return torch.from_numpy(step).to(self.gradient)
+        right = -self.gradient[self.order.places].cpu().numpy()
+        found = scipy.linalg.cho_solve_banded((factor, True), right, check_finite=False)
+        return self._spread(found)
+
+    def _spread(self, found: np.ndarray) -> Tensor:
+        """In theta's order, zero where nothing is seen."""
+        out = torch.zeros_like(self.gradient)
+        out[self.order.places] = torch.from_numpy(found).to(out)
+        return out
 
     def product(self, step: Tensor) -> Tensor:
         """J'J step."""
         band = np.asfortranarray(self.band.cpu().numpy().T)
         symmetric = scipy.linalg.get_blas_funcs("sbmv", (band,))
-        return torch.from_numpy(symmetric(self.width, 1.0, band, step.cpu().numpy(), lower=1)).to(step)
+        return self._spread(symmetric(self.width, 1.0, band, step[self.order.places].cpu().numpy(), lower=1))
 
 
 def add_block(band: Tensor, step: int, places: Tensor, block: Tensor) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cpikan_hr.solvers.banded import Banded, bandwidth
+from cpikan_hr.solvers.banded import Banded, narrow_order
 from cpikan_hr.solvers.cells import cells
 from cpikan_hr.solvers.objective import Step
 from cpikan_hr.solvers.residuals import Block, Residuals
@@ -40,10 +40,10 @@ def levenberg_marquardt(
     here = residuals(None)
     n = here.count
     pieces = residuals(max(1, ELEMENTS // max(here.sizes)))
-    width = torch.tensor([float(bandwidth(here))])
-    total(width)  # at least the widest of any process
-    if width < BANDED * n and width * n < STORED:
-        system: Banded | Dense | Sparse = Banded(pieces, int(width), total, FLOOR)
+    order = narrow_order(here, total)
+    seen = len(order.places)
+    if order.width < BANDED * seen and order.width * seen < STORED:
+        system: Banded | Dense | Sparse = Banded(pieces, order, total, FLOOR)
     elif n <= dense:
         system = Dense(pieces, total)
     else:

@@ -20,6 +20,7 @@ from cpikan_hr.fields.level import Dispatch
 from cpikan_hr.jets import Jet, multiply
 from cpikan_hr.problems.collocation import Group, share_of
 from cpikan_hr.problems.pde import PDE
+from cpikan_hr.solvers.time_window import Window
 
 COPIES = 2**22  # parameters of the copies that are differentiated at once
 
@@ -36,6 +37,7 @@ class Term:
     factor: Tensor | None
     weight: Tensor  # [N] root of what multiplies the squared residuals
     dispatches: list[Dispatch]
+    varying: list[Dispatch]  # those of tiles whose parameters vary
 
 
 @dataclass(frozen=True)
@@ -64,20 +66,27 @@ class Residuals:
         shares: int = 1,
         most: int | None = None,
         piece: int | None = None,
+        window: Window | None = None,
     ):
         """`most`: at most so many residuals of each group (None: all). `piece`: terms come in pieces of so many, which
         lie beside each other.
+        `window`: of time, outside of which residuals do not count and tiles keep their parameters.
         """
         self.field, self.problem = field, problem
         self.levels: list[Level] = [level for level in field.levels if level.network is not None]
         self.parameters = [[p for p in level.network.parameters() if p.requires_grad] for level in self.levels]
         self.sizes = [sum(p[0].numel() for p in group) for group in self.parameters]
+        self.window = window
+        self.varying = [None if window is None else window.varying(level) for level in self.levels]
         self.terms = list(self._terms(draw, share, shares, most, piece))
 
     def _terms(self, draw: int, share: int, shares: int, most: int | None, piece: int | None) -> Iterator[Term]:
         problem, device, dtype = self.problem, self.field.device, self.field.mix.dtype
         for group, (placed, lift, factor) in zip(problem.groups, problem.collocation.placed(draw), strict=True):
             whole = share_of(group.count, share, shares)[:most]
+            if self.window is not None:
+                at = placed.points.unflatten(0, (-1, group.per))[whole]
+                whole = whole[self.window.counts(at, self.levels)]
             total = group.count if most is None else min(most, group.count)
             if piece and len(whole) > piece:
                 whole = whole[self._place_of(placed.points[whole * group.per]).argsort(stable=True)]
@@ -93,10 +102,11 @@ class Residuals:
                     slices = problem.slices(placed.points[points]) if problem.options.causal else None
                     weight *= problem.weighting.factors(number, slices)
                 here = placed.points[points].to(device)
+                seen = [level.dispatch(here, order) for level in self.levels]
                 yield Term(
                     group, order, here, placed.values[points].to(device, dtype),
                     *(None if part is None else part[points].to(device, dtype) for part in (lift, factor)),
-                    weight.sqrt().to(device, dtype), [level.dispatch(here, order) for level in self.levels],
+                    weight.sqrt().to(device, dtype), seen, list(map(those_of, seen, self.varying)),
                 )  # fmt: skip
 
     def _place_of(self, points: Tensor) -> Tensor:
@@ -147,14 +157,14 @@ class Residuals:
 
     @cached_property
     def blocks(self) -> list[Tensor]:
-        """Sub-problems of theta: the tiles of levels that have several, the layers of levels of one tile; constants go
-        with the last.
+        """Sub-problems of theta: the tiles that vary of levels that have several, the layers of levels of one tile;
+        constants go with the last.
         """
         found = []
-        for group, size, begin in zip(self.parameters, self.sizes, self.offsets, strict=False):
+        for group, size, begin, varies in zip(self.parameters, self.sizes, self.offsets, self.varying, strict=False):
             numbers = begin + torch.arange(len(group[0]) * size).view(len(group[0]), size)
             if len(group[0]) > 1:
-                found += list(numbers)
+                found += list(numbers if varies is None else numbers[varies.cpu()])
             else:
                 found += list(numbers[0].split([p[0].numel() for p in group]))
         found[-1] = torch.cat([found[-1], torch.arange(self.offsets[-1], self.count)])
@@ -193,6 +203,10 @@ class Residuals:
             loss = sum(self.residual(term, self.rows(term)).square().sum() for term in self.terms)
             found = iter(torch.autograd.grad(loss, flat))
         levels = [[next(found) for _ in group] for group in self.parameters]
+        for group, varies in zip(levels, self.varying, strict=True):
+            if varies is not None:
+                for part in group:
+                    part[~varies] = 0
         return float(loss.detach()), self._flat(levels, next(found, None))
 
     def linearised(self) -> Iterator[tuple[Term, Tensor, list[Block], Tensor | None]]:
@@ -212,9 +226,9 @@ class Residuals:
                     columns = self._constant_columns(cotangent, term)
                     inner = cotangent[..., : self.problem.channels] @ self.field.mix.T
                     blocks = []
-                    for number, (level, dispatch) in enumerate(zip(self.levels, term.dispatches, strict=True)):
+                    for number, (level, dispatch) in enumerate(zip(self.levels, term.varying, strict=True)):
                         part = list(self._level_blocks(number, level, dispatch, term, inner))
-                        blocks += part if term.group.per == 1 else [joined(part, len(term.weight))]
+                        blocks += part if term.group.per == 1 or not part else [joined(part, len(term.weight))]
                     yield term, found[:, k].detach(), blocks, columns
 
     def _constant_columns(self, cotangent: Tensor, term: Term) -> Tensor | None:
@@ -247,6 +261,14 @@ class Residuals:
             values = torch.cat([g.reshape(len(where), -1) for g in found], dim=1).view(*numbers.shape, size)
             rows = torch.where(numbers < len(term.points), numbers // term.group.per, count)
             yield Block(number, slots, rows, values)
+
+
+def those_of(dispatch: Dispatch, varies: Tensor | None) -> Dispatch:
+    """A dispatch of the networks that vary [t], of all where None."""
+    if varies is None:
+        return dispatch
+    kept = varies[dispatch.slots]
+    return Dispatch(*(part[kept] for part in vars(dispatch).values()))
 
 
 def joined(blocks: list[Block], count: int) -> Block:

@@ -123,7 +123,7 @@ def fit(
             if levels and checkpoint is None:
                 tell_start(levels, problem, recipe, stop)
     steps = updater.steps if updater else checkpoints.step_of(checkpoint) if second else 0
-    total = options.steps + (recipe.solve.iterations if recipe.solve.method != "none" else 0)
+    total = options.steps + recipe.solve.most
     solved = None
     with closing(Tracker(run, total, steps, accelerator.is_main_process)) as tracker:
         tracker.start([] if checkpoint else [described(row, problem) for row in levels])

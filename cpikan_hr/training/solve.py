@@ -4,6 +4,7 @@ Processes share the points; what they add up is the same on all of them, and so 
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,19 +14,20 @@ from cpikan_hr.fields import Field
 from cpikan_hr.problems.batches import Batches
 from cpikan_hr.problems.pde import PDE
 from cpikan_hr.processes import Processes
-from cpikan_hr.recipe import Recipe
+from cpikan_hr.recipe import Recipe, SolveOptions
 from cpikan_hr.solvers.levenberg_marquardt import levenberg_marquardt
 from cpikan_hr.solvers.objective import Step
 from cpikan_hr.solvers.quasi_newton import quasi_newton
 from cpikan_hr.solvers.residuals import Residuals
 from cpikan_hr.solvers.schwarz import schwarz
+from cpikan_hr.solvers.time_window import Window
 from cpikan_hr.training import checkpoints
 from cpikan_hr.training.display import Preview
 from cpikan_hr.training.stopping import Stop
 from cpikan_hr.training.tensors import load_tensors
 from cpikan_hr.training.trackers import Tracker
 
-PATIENCE = 10  # iterations over which the loss has to fall
+PATIENCE = 10  # iterations over which the loss has to fall, and how many losses are kept
 
 
 class SharedLoss:
@@ -57,43 +59,74 @@ def solve(
     """Collective. Iterates from where a checkpoint of this phase, or the updates, left off; returns the number of
     updates and iterations made.
     """
-    options, training = recipe.solve, recipe.training
-    done, state = 0, None
+    training, todo = recipe.training, stages(problem, recipe.solve)
+    done, place, spent, losses, state = 0, 0, 0, [], None
     if checkpoint is not None:
-        state = load_tensors(checkpoint / checkpoints.SOLVE)
         done = checkpoints.step_of(checkpoint) - training.steps
+        state = load_tensors(checkpoint / checkpoints.SOLVE)
         Residuals(field, problem).assign(state.pop("theta"))
-        if options.redraw_every and done % options.redraw_every == 0:
-            state = None  # fresh points begin here
-    losses: list[float] = []
-    while done < options.iterations:
-        draw = done // options.redraw_every if options.redraw_every else 0
-        left = options.iterations - done
-        if options.redraw_every:
-            left = min(left, options.redraw_every - done % options.redraw_every)
-        before = done
-        for step in iterations(field, problem, recipe, processes, draw, left, state):
-            done, state = done + 1, step.state
-            losses.append(step.loss)
+        place, spent = state.pop("place").tolist()
+        losses = state.pop("losses").tolist()
+        if place < len(todo) and todo[place].over(spent, losses):
+            place, spent, state = place + 1, 0, None
+    for place in range(place, len(todo)):
+        stage = todo[place]
+        if stage.window is not None and not spent:
+            losses = []
+            stage.window.begin([level for level in field.levels if level.network is not None])
+        for step in iterations(field, problem, recipe, processes, stage, stage.count - spent, state):
+            done, spent = done + 1, spent + 1
             number = training.steps + done
+            losses = [*losses, step.loss][-1 - PATIENCE :]
             tracker.update(problem.collocation.total)
-            if done % training.log_every == 0 or done == options.iterations:
+            if done % training.log_every == 0 or stage is todo[-1] and stage.over(spent, losses):
                 told = {"loss": step.loss, "grad_norm": step.gradient_norm, "evaluations": step.evaluations}
-                tracker.log(number, told | residual_figure(field, problem, draw) | problem.told(field))
+                tracker.log(number, told | residual_figure(field, problem, stage.draw) | problem.told(field))
                 preview.draw(field)
             if training.checkpoint_steps and done % training.checkpoint_steps == 0:
-                kept = {"theta": step.theta, **step.state}
+                where = {"place": torch.tensor([place, spent]), "losses": torch.tensor(losses, dtype=torch.float64)}
+                kept = {"theta": step.theta, **where, **step.state}
                 checkpoints.save_second_order(
                     run, number, kept, batches.state(), field, processes, training.keep
                 )
-            if stop.agreed(processes) or settled(losses, options.tolerance):
+            if stop.agreed(processes):
                 return number
-        if done == before:  # no step lowers the loss any more
+            if stage.over(spent, losses):
+                break
+        if stage.window is None and not stage.over(spent, losses):
             tracker.say(f"no step lowers the loss after {training.steps + done} steps")
+        if stage.window is None and spent < stage.count:
             break
-        if options.redraw_every:
-            state = None
+        spent, state = 0, None  # the next one is other residuals
     return training.steps + done
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Iterations on the same residuals: those of a window of time, or of all times at one draw of the points."""
+
+    count: int  # at most
+    tolerance: float
+    patience: int  # iterations over which the loss has to fall by this share
+    window: Window | None = None
+    draw: int = 0
+
+    def over(self, spent: int, losses: list[float]) -> bool:
+        """After so many iterations, which left these losses."""
+        still = self.tolerance and len(losses) > self.patience
+        return spent == self.count or bool(still and losses[-1] > losses[-1 - self.patience] * (1 - self.tolerance))
+
+
+def stages(problem: PDE, options: SolveOptions) -> list[Stage]:
+    found = []
+    if options.march:
+        march, time = options.march, problem.axes.index("t")
+        windows = Window.split(time, problem.box.low[time], problem.box.high[time], march.windows)
+        found = [Stage(march.iterations, march.tolerance, 1, window) for window in windows]
+    every = options.redraw_every or max(options.iterations, 1)
+    for draw, first in enumerate(range(0, options.iterations, every)):
+        found.append(Stage(min(every, options.iterations - first), options.tolerance, PATIENCE, draw=draw))
+    return found
 
 
 def iterations(
@@ -101,7 +134,7 @@ def iterations(
     problem: PDE,
     recipe: Recipe,
     processes: Processes,
-    draw: int,
+    stage: Stage,
     count: int,
     state: dict[str, Tensor] | None,
 ) -> Iterator[Step]:
@@ -109,7 +142,8 @@ def iterations(
     options = recipe.solve
 
     def residuals(piece: int | None) -> Residuals:
-        return Residuals(field, problem, draw, processes.rank, processes.ranks, piece=piece)
+        shared = processes.rank, processes.ranks
+        return Residuals(field, problem, stage.draw, *shared, piece=piece, window=stage.window)
 
     if options.method == "levenberg_marquardt":
         yield from levenberg_marquardt(residuals, count, options.damping, options.dense, processes.sum, state)
@@ -134,9 +168,3 @@ def residual_figure(field: Field, problem: PDE, draw: int) -> dict[str, float]:
     weight = max(problem.options.weights.get("residual", 1.0), 1e-300)
     name, value = problem.figure(squared / sum(len(t.weight) for t in terms) / weight)
     return {name: value}
-
-
-def settled(losses: list[float], tolerance: float) -> bool:
-    """Whether the loss has stopped to fall."""
-    return bool(tolerance) and len(losses) > PATIENCE and losses[-1] > losses[-1 - PATIENCE] * (1 - tolerance)
-

@@ -132,6 +132,17 @@ def test_interface_pairs_stand_on_both_sides_of_every_edge(equation, grid):
         assert torch.equal(pairs[:, 0, others], pairs[:, 1, others])
 
 
+def test_points_of_an_interface_lie_all_along_it():
+    """Also where the number of interfaces is a power of two, as the periods of a Sobol sequence are."""
+    problem = problem_of("poisson", [(1, 5)], points=POINTS | {"interface": 128}, level={"overlap": 0})
+    pairs = groups_of(problem, whole(problem))["interface_y"].unflatten(0, (-1, 2)).mean(1)
+    low, extent = problem.box.low[1], problem.extent[1]
+    for edge in (1, 2, 3, 4):
+        (along,) = pairs[((pairs[:, 1] - low - extent * edge / 5).abs() < 0.01 * extent), :1].T
+        counts = torch.histc((along - problem.box.low[0]) / problem.extent[0], 8, 0, 1)
+        assert len(along) == 32 and counts.tolist() == [4.0] * 8
+
+
 def test_tiles_that_overlap_have_no_interfaces():
     problem = problem_of("poisson", [(2, 2)], points=POINTS | {"interface": 12}, level={"overlap": 0.5})
     assert all(group.kind != "interface" for group in problem.groups)
