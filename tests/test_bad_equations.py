@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from bad_input import refused, snapshot
+from bad_input import refused
 
 from cpikan_hr.cli import main as cli
 from cpikan_hr.train import main as train
 from cpikan_hr.training.weights import load_field
 
 sys.path.append(str(Path(__file__).parent / "backends"))
-from harness import launch  # noqa: E402
 
 NETWORK = {"kind": "cpikan", "hidden": [4], "degree": 3}
 
@@ -166,34 +165,7 @@ def test_a_bad_table_of_measurements(case, tmp_path, capfd):
     assert message in refused(train, words(tmp_path, *given), tmp_path, capfd)
 
 
-# ---------------------------------------------------------------- backends and export
-
-
-EACH = """
-from accelerate.state import AcceleratorState, GradientState
-from cpikan_hr.train import main
-
-for words in LISTS:
-    assert main(words) == 2
-    AcceleratorState._reset_state()  # the next one makes its own accelerator
-    GradientState._reset_state()
-"""
-
-
-def test_what_needs_whole_weights_is_refused_under_deepspeed(tmp_path):
-    """One launch of one process for all: what is refused depends neither on their number nor on the stage."""
-    cases = [["--solve.method", "ssbroyden"], ["--problem.balance", "{}"], ["--field.precision", "double"]]
-    program = tmp_path / "each.py"
-    program.write_text(EACH.replace("LISTS", repr([words(tmp_path, *change) for change in cases])))
-    before = snapshot(tmp_path)
-    launched = launch("zero3", str(program), processes=1)
-    launched.check()
-    said = [line for line in launched.output.splitlines() if line.startswith("error: ")]
-    assert [" ".join(line.split()[1:3]) for line in said] == [
-        "solve.method ssbroyden", "problem.balance needs", "field.precision double:",
-    ]  # fmt: skip
-    assert all("launch with cpu, single_gpu or ddp" in line for line in said)
-    assert snapshot(tmp_path) == before
+# ---------------------------------------------------------------- export
 
 
 def test_a_field_of_an_equation_is_packed(tmp_path):

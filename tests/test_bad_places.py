@@ -1,11 +1,8 @@
 """A full disk, a forbidden place, Ctrl-C and a failing rank: real processes, and nothing half-written."""
 
-import os
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import bad_input

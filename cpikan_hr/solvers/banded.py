@@ -21,8 +21,9 @@ from cpikan_hr.solvers.residuals import Residuals
 
 @dataclass(frozen=True)
 class Order:
-    """`places` [m]: which parameters are in the band, one after the other; `width`: the largest distance of two that one
-    residual sees.
+    """`places` [m]: which parameters are in the band, one after the other.
+
+    `width`: the largest distance of two that one residual sees.
     """
 
     places: Tensor

@@ -60,17 +60,16 @@ def solve(
     updates and iterations made.
     """
     training, todo = recipe.training, stages(problem, recipe.solve)
-    done, place, spent, losses, state = 0, 0, 0, [], None
+    done, first, spent, losses, state = 0, 0, 0, [], None
     if checkpoint is not None:
         done = checkpoints.step_of(checkpoint) - training.steps
         state = load_tensors(checkpoint / checkpoints.SOLVE)
         Residuals(field, problem).assign(state.pop("theta"))
-        place, spent = state.pop("place").tolist()
+        first, spent = state.pop("place").tolist()
         losses = state.pop("losses").tolist()
-        if place < len(todo) and todo[place].over(spent, losses):
-            place, spent, state = place + 1, 0, None
-    for place in range(place, len(todo)):
-        stage = todo[place]
+        if first < len(todo) and todo[first].over(spent, losses):
+            first, spent, state = first + 1, 0, None
+    for place, stage in enumerate(todo[first:], first):
         if stage.window is not None and not spent:
             losses = []
             stage.window.begin([level for level in field.levels if level.network is not None])

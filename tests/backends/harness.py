@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import yaml
 
 ROOT = Path(__file__).parents[2]
 TOY = ("tests/backends/toy.py",)
@@ -90,6 +91,13 @@ def launch(
                 os.killpg(process.pid, 9)
                 process.wait()
     return Launch([process.returncode for process in running], "\n".join(outputs))
+
+
+def train_each(folder: Path, trees: list[dict]) -> tuple[str, ...]:
+    """The program that trains one recipe after the other in each process of a launch."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipes.yaml").write_text(yaml.safe_dump_all(trees))
+    return ("tests/backends/train_each.py", str(folder / "recipes.yaml"))
 
 
 def run_alone(*program: str, timeout: float = TIMEOUT_SECONDS) -> Launch:

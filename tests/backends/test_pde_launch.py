@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from harness import launch, relative_difference, run_alone
+from harness import launch, relative_difference, run_alone, train_each
 from safetensors.torch import load_file
 
 from cpikan_hr.fields import Field
@@ -71,13 +70,6 @@ def resumed(run: Path) -> list[dict]:
     return [tree, *(tree | {"resume": str(run / "checkpoints" / f"step_{step:08d}")} for step in (7, 21))]
 
 
-def program(folder: Path, trees: list[dict]) -> tuple[str, ...]:
-    """Trains one recipe after the other in each process of a launch."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipes.yaml").write_text(yaml.safe_dump_all(trees))
-    return ("tests/backends/train_each.py", str(folder / "recipes.yaml"))
-
-
 def logged(run: Path, key: str) -> list[float]:
     return [json.loads(line)[key] for line in (run / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
 
@@ -86,20 +78,20 @@ def logged(run: Path, key: str) -> list[float]:
 def alone(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
     trees = runs(folder / "single", double=False) + runs(folder / "double", double=True)
-    run_alone(*program(folder, trees), timeout=SLOW).check()
+    run_alone(*train_each(folder, trees), timeout=SLOW).check()
     return folder
 
 
 @pytest.fixture(scope="module")
 def distributed(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("distributed")
-    launch("ddp_cpu", *program(folder, runs(folder, double=True, several=True)), timeout=SLOW).check()
+    launch("ddp_cpu", *train_each(folder, runs(folder, double=True, several=True)), timeout=SLOW).check()
     return folder
 
 
 @pytest.mark.parametrize("config", ["zero2", "zero3"])
 def test_every_equation_trains_the_same_under_deepspeed(config, alone, tmp_path):
-    launch(config, *program(tmp_path, runs(tmp_path, double=False)), timeout=SLOW).check()
+    launch(config, *train_each(tmp_path, runs(tmp_path, double=False)), timeout=SLOW).check()
     for name in EQUATIONS:
         found, expected = logged(tmp_path / name, "loss"), logged(alone / "single" / name, "loss")
         assert len(found) == 20 and found[-1] < found[0]

@@ -21,6 +21,13 @@ def burgers(rows=4, **options):
     return make("burgers", [(2, rows)], CPIKAN, **options)[1:]
 
 
+def march(problem, field, window, count, **options):
+    """Iterations in a window, None: over all times."""
+    return list(levenberg_marquardt(
+        lambda piece: Residuals(field, problem, piece=piece, window=window), count, **options
+    ))  # fmt: skip
+
+
 def tiles(residuals):
     """theta as a table of tiles [columns, rows, parameters]."""
     return residuals.theta().view(2, -1, residuals.sizes[0])
@@ -59,7 +66,7 @@ def test_what_came_before_stays_and_what_follows_is_not_touched(dense):
     problem, field = burgers()
     window = Window.split(TIME, 0.0, 1.0, 4)[2]
     before = tiles(Residuals(field, problem)).clone()
-    steps = list(levenberg_marquardt(lambda piece: Residuals(field, problem, piece=piece, window=window), 3, dense=dense))
+    steps = march(problem, field, window, 3, dense=dense)
     after = tiles(Residuals(field, problem))
     assert steps[-1].loss < 0.5 * steps[0].loss or len(steps) == 3
     assert torch.equal(after[:, [0, 1, 3]], before[:, [0, 1, 3]]) and not torch.equal(after[:, 2], before[:, 2])
@@ -79,7 +86,7 @@ def test_tiles_begin_with_what_their_neighbours_before_them_hold():
 
 @pytest.mark.parametrize(("rows", "overlap", "varies", "begin"), [(1, 0, [0], 0.0), (4, 0.4, [1, 2, 3], 0.2)])
 def test_tiles_that_reach_into_earlier_times_see_them_again(rows, overlap, varies, begin):
-    """One tile over all times; and windows that blend over 0.4 of a row: those of rows 1 to 3 reach into 0.5 to 0.75."""
+    """One tile over all times; and tiles that blend over 0.4 of a row: those of rows 1 to 3 reach into 0.5 to 0.75."""
     problem, field = burgers(rows, level={"overlap": overlap}, points={"interior": 400, "condition": 9})
     window = Window(TIME, 0.5, 0.75)
     here = Residuals(field, problem, window=window)
@@ -95,9 +102,10 @@ def test_a_ring_of_tiles_is_numbered_as_a_narrow_band():
     residuals = Residuals(field, problem)
     order = narrow_order(residuals, lambda tensor: None)
     assert order.width < 3 * residuals.sizes[0] and len(order.places) == residuals.count
-    window = Residuals(burgers()[1], burgers()[0], window=Window.split(TIME, 0.0, 1.0, 4)[1])
-    seen = narrow_order(window, lambda tensor: None).places
-    assert torch.equal(seen.sort().values, tiles(window).new_tensor(range(window.count)).view(2, 4, -1)[:, 1].flatten().long())
+    problem, field = burgers()
+    window = Residuals(field, problem, window=Window.split(TIME, 0.0, 1.0, 4)[1])
+    seen = narrow_order(window, lambda tensor: None).places.sort().values
+    assert torch.equal(seen, torch.arange(window.count).view(2, 4, -1)[:, 1].flatten())
 
 
 def test_marching_finds_fronts_that_all_times_at_once_miss():
@@ -113,10 +121,8 @@ def test_marching_finds_fronts_that_all_times_at_once_miss():
             for parameter in field.parameters():
                 parameter.zero_()
         for window in windows:
-            residuals = lambda piece, window=window: Residuals(field, problem, piece=piece, window=window)  # noqa: E731
             if window:
-                window.begin(residuals(None).levels)
-            for _ in levenberg_marquardt(residuals, 4 if window else 8, damping=1e-6):
-                pass
+                window.begin(field.levels)
+            march(problem, field, window, 4 if window else 8, damping=1e-6)
         errors[len(windows)] = problem.told(field)["rel_l2"]
     assert errors[5] < 0.02 and errors[5] < 0.2 * errors[1]

@@ -79,17 +79,17 @@ def test_iterations_go_on_from_a_checkpoint_of_either_phase(method, tmp_path):
 
 
 def test_a_march_through_time_goes_on_where_it_was(tmp_path):
-    """From inside a window, from the end of one that took all its iterations, and from the iterations over all times."""
+    """From inside a window, from the end of one that took all its iterations, and from those over all times."""
     march = {"windows": 3, "iterations": 4, "tolerance": 0.0}
     words = write(tmp_path, 0, solve={"method": "levenberg_marquardt", "iterations": 3, "march": march})
-    changes = ["--problem.causal", "null", "--problem.refine", "null", "--training.checkpoint_steps", "2"]
-    tree = ["--field.levels.0.grid", "[2, 3]", "--field.levels.0.overlap", "0", "--problem.points.interface", "8"]
     run = tmp_path / "run"
-    assert train([*words, str(run), *changes, *tree]) == 0
+    words += [str(run), "--problem.causal", "null", "--problem.refine", "null", "--training.checkpoint_steps", "2"]
+    words += ["--field.levels.0.grid", "[2, 3]", "--field.levels.0.overlap", "0", "--problem.points.interface", "8"]
+    assert train(words) == 0
     whole, field = logged(run), load_file(run / "field.safetensors")
     assert [row[0] for row in whole] == list(range(1, 16))
     for step in (6, 8, 14):
-        assert train([*words, str(run), *changes, *tree, "--resume", str(run / "checkpoints" / f"step_{step:08d}")]) == 0
+        assert train([*words, "--resume", str(run / "checkpoints" / f"step_{step:08d}")]) == 0
         for row, expected in zip(logged(run), whole, strict=True):
             assert row == pytest.approx(expected, rel=1e-6)
         again = load_file(run / "field.safetensors")

@@ -1,6 +1,5 @@
 """Tiles that leave the training between updates: stopped and resumed, exported, launched, refused."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,6 @@ from cpikan_hr.recipe import BatchOptions, load_recipe
 from cpikan_hr.train import main as train
 from cpikan_hr.training.export import export
 from cpikan_hr.training.weights import load_field
-
-sys.path.append(str(Path(__file__).parents[1] / "backends"))
-from harness import launch, run_alone  # noqa: E402
 
 TILES = {"tile": 16, "overlap": 0.5, "network": {"kind": "cpikan", "hidden": [4], "degree": 3}}
 GLOBAL = {"grid": [1, 1], "network": {"kind": "siren", "hidden": [6], "first_omega": 3.0}}
@@ -121,22 +117,6 @@ def test_sweeps_move_the_tiles_that_train(tmp_path):
     assert load_field(tmp_path / "run").about["params"] == load_field(export(
         tmp_path / "run", tmp_path / "again.safetensors"
     )).about["params"]  # fmt: skip
-
-
-def test_two_processes_settle_the_tiles_of_one(tmp_path):
-    words = ["-m", "cpikan_hr.train", *write(tmp_path, [TILES], 30, steps=10, ema=0.5, **SETTLE)]
-    run_alone(*words, str(tmp_path / "one")).check()
-    launch("ddp_cpu", *words, str(tmp_path / "two")).check()
-    assert tiles(tmp_path / "two") == tiles(tmp_path / "one") and tiles(tmp_path / "one")[-1] < 24
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
-    assert same(state(tmp_path / "two"), state(tmp_path / "one"), 1e-3)
-
-
-def test_settling_is_refused_before_the_start_where_weights_are_sharded(tmp_path):
-    words = ["-m", "cpikan_hr.train", *write(tmp_path, [TILES], 30, steps=10, **SETTLE)]
-    refused = launch("zero2", *words, str(tmp_path / "run"))
-    assert refused.codes != [0] and refused.output.count("error: training.settle_rmse needs whole weights") == 1
-    assert "parameters" not in refused.output and not (tmp_path / "run").exists()
 
 
 def test_pixels_are_drawn_where_tiles_train(tmp_path):
