@@ -127,18 +127,8 @@ def test_every_shipped_recipe_runs_and_ends_nearer_to_the_data_than_their_mean(p
     """On small data, with a few updates more than the recipe may ask for."""
     monkeypatch.chdir(request.config.rootpath)
     recipe, run = load_recipe(path), tmp_path / "run"
-    words = [
-        "--config",
-        str(path),
-        "--output",
-        str(run),
-        "--training.steps",
-        "3",
-        "--batch.blocks",
-        "2",
-        "--training.log_every",
-        "1",
-    ]
+    words = ["--config", str(path), "--output", str(run), "--training.steps", "3", "--training.log_every", "1"]
+    words += ["--batch.blocks", "2", "--start.shifts", str(min(recipe.start.shifts, 1))]
     if recipe.problem.kind == "image":
         y, x = np.mgrid[0:70, 0:90]
         pixels = np.stack([120 + 90 * np.sin(x / 9), 120 + 90 * np.cos(y / 7), 1.3 * (x + y)], -1)

@@ -134,9 +134,9 @@ class SolveOptions(Section):
     damping: float = Field(1e-3, gt=0, description="levenberg_marquardt: first damping, over the largest curvature")
     dense: int = Field(
         6000,
-        ge=1,
-        description="levenberg_marquardt: up to so many parameters by Cholesky, beyond by conjugate gradients with a "
-        "block per tile as preconditioner",
+        ge=0,
+        description="levenberg_marquardt: by Cholesky up to so many parameters or where J'J is a band, beyond by "
+        "conjugate gradients with a block per tile as preconditioner; 0: always by these",
     )
     local: int = Field(10, ge=1, description="schwarz: iterations on each block")
 

@@ -35,6 +35,7 @@ def levenberg_marquardt(
 ) -> Iterator[Step]:
     """Iterates of the field that `residuals(piece)` looks at, which has them when they are yielded.
 
+    dense: parameters up to which J'J is a whole matrix where it is no band; 0: it is never factorised.
     Ends where no damping lowers the loss any more.
     """
     here = residuals(None)
@@ -42,7 +43,7 @@ def levenberg_marquardt(
     pieces = residuals(max(1, ELEMENTS // max(here.sizes)))
     order = narrow_order(here, total)
     seen = len(order.places)
-    if order.width < BANDED * seen and order.width * seen < STORED:
+    if dense and order.width < BANDED * seen and order.width * seen < STORED:
         system: Banded | Dense | Sparse = Banded(pieces, order, total, FLOOR)
     elif n <= dense:
         system = Dense(pieces, total)
