@@ -42,7 +42,7 @@ class Row:
     problem: dict
     levels: list[dict]
     target: float
-    seconds: float
+    seconds: float | None  # None: the steps are the limit
     training: dict
     solve: dict
     measure: str = "rel_l2"
@@ -63,7 +63,7 @@ def marquardt(iterations: int, **options) -> dict:
     return {"method": "levenberg_marquardt", "iterations": iterations, **options}
 
 
-def row(equation: str, levels: list[dict], target: float, seconds: float, solve: dict, **options) -> Row:
+def row(equation: str, levels: list[dict], target: float, seconds: float | None, solve: dict, **options) -> Row:
     kept = {name: options.pop(name) for name in ("training", "measure", "precision", "peer") if name in options}
     problem = {"equation": equation, "constraints": "hard", **options}
     return Row(problem, levels, target, seconds, kept.pop("training", {}), solve, **kept)
@@ -95,6 +95,14 @@ def model(network: dict, **options) -> Row:
     return row("diffusion", [level(network, **options)], 1e-4, 60, marquardt(150), points=points(1000))
 
 
+def solver(method: str, iterations: int) -> Row:
+    """A second-order method on the forward reaction-diffusion problem, the same network and points."""
+    return row(
+        "reaction_diffusion", [level(PUBLISHED, [1])], 1e-5, 300, {"method": method, "iterations": iterations},
+        points=points(500), training={"log_every": 100},
+    )  # fmt: skip
+
+
 def inverse(noise: float, target: float) -> Row:
     return row(
         "reaction_diffusion", target=target, seconds=300, points=points(500), **INVERSE,
@@ -108,7 +116,7 @@ ROWS = {
         "diffusion", [level(linear(13, 9), [6, 1])], 1e-6, 120, marquardt(3, damping=DIRECT), points=points(3000)
     ),
     "diffusion_adam": row(
-        "diffusion", [level(PUBLISHED)], 1e-2, 1e9, {"method": "none"}, points=points(1000), precision="single",
+        "diffusion", [level(PUBLISHED)], 1e-2, None, {"method": "none"}, points=points(1000), precision="single",
         training={"steps": 10000, "lr": 1e-2, "log_every": 500},
     ),
     "diffusion_wide": row(
@@ -130,7 +138,7 @@ ROWS = {
     "inverse_5_percent": inverse(0.05, 5e-2),
     "inverse_10_percent": inverse(0.1, 5e-2),
     "poisson_one_level": row(
-        "poisson", [level(linear(6, 6), [32, 32])], 1.0, 600, marquardt(8, damping=1e-9, dense=0), **MANY
+        "poisson", [level(linear(6, 6), [32, 32])], 1.0, 600, marquardt(28, damping=1e-9, dense=0), **MANY
     ),
     "poisson_multilevel": row(
         "poisson", [level(linear(6, 6), [k, k]) for k in (1, 2, 4, 8, 16, 32)], 0.1, 600,
@@ -138,6 +146,12 @@ ROWS = {
     ),
     "allen_cahn": shipped("allen_cahn", 1e-5, 600),
     "burgers": shipped("burgers", 1e-5, 600),
+    "solver_bfgs": solver("bfgs", 2000),
+    "solver_ssbfgs": solver("ssbfgs", 2000),
+    "solver_ssbroyden": solver("ssbroyden", 2000),
+    "solver_lbfgs": solver("lbfgs", 2000),
+    "solver_additive_schwarz": solver("additive_schwarz", 60),
+    "solver_multiplicative_schwarz": solver("multiplicative_schwarz", 60),
     "model_cpikan": model(PUBLISHED),
     "model_cpikan_unscaled": model(PUBLISHED, scaled=False),
     "model_tanh_mlp": model({**MLP, "bands": 0}),
@@ -205,10 +219,11 @@ def main() -> None:
         runs = [measured(name, seed) for seed in range(arguments.seeds)]
         error = statistics.median(one["error"] for one in runs)
         seconds = statistics.median(one["cpu_s"] for one in runs)
+        in_time = it.seconds is None or seconds <= it.seconds
         line = {
             "row": name, "measure": it.measure, "error": error, "errors": [one["error"] for one in runs],
             "target": it.target, "cpu_s": seconds, "within_s": it.seconds, "params": runs[0]["params"],
-            "peak_rss_mb": max(one["peak_rss_mb"] for one in runs), "met": error <= it.target and seconds <= it.seconds,
+            "peak_rss_mb": max(one["peak_rss_mb"] for one in runs), "met": error <= it.target and in_time,
         }  # fmt: skip
         if arguments.peer and it.peer:
             line |= compared(name, runs)
