@@ -27,13 +27,13 @@ class Window:
 
     @classmethod
     def split(cls, axis: int, low: float, high: float, count: int) -> "list[Window]":
-        """`count` windows of one length; the last has no end."""
-        ends = [low + (high - low) * k / count for k in range(count)] + [math.inf]
+        """`count` windows of one length."""
+        ends = [low + (high - low) * k / count for k in range(count)] + [high]
         return [cls(axis, begin, end) for begin, end in zip(ends[:-1], ends[1:], strict=True)]
 
     @property
     def _edge(self) -> float:
-        return EDGE * min(self.until - self.since, 1.0)
+        return EDGE * (self.until - self.since)
 
     def _reaches(self, level: Level) -> list[tuple[int, float]]:
         """Rows of tiles along the axis that vary, and where their supports begin."""
@@ -56,13 +56,15 @@ class Window:
 
     @torch.no_grad()
     def begin(self, levels: Sequence[Level]) -> None:
-        """Gives the tiles that a window before this one did not see the parameters of their neighbours before them."""
+        """Gives the tiles that a window before this one did not see the parameters of the last ones that it did."""
         for level in levels:
             grid = level.tile_grid
-            fresh = {k for k, low in self._reaches(level) if k > 0 and low > self.since - self._edge}
-            rows = grid.unravel(level.active_tiles)[self.axis].tolist()
-            back = math.prod(grid.shape[self.axis + 1 :])  # in tile numbers, from one row to the one before
-            here = torch.tensor([slot for slot, row in enumerate(rows) if row in fresh], dtype=torch.long)
-            before = level.slots_of(level.active_tiles[here] - back)
+            fresh = [k for k, low in self._reaches(level) if k > 0 and low > self.since - self._edge]
+            if not fresh:
+                continue
+            rows = grid.unravel(level.active_tiles)[self.axis]
+            here = torch.nonzero(torch.isin(rows, rows.new_tensor(fresh)))[:, 0]
+            stride = math.prod(grid.shape[self.axis + 1 :])  # in tile numbers, from one row to the next
+            before = level.slots_of(level.active_tiles[here] - (rows[here] - fresh[0] + 1) * stride)
             for parameter in level.network.parameters():
                 parameter[here] = parameter[before]

@@ -1,12 +1,13 @@
 """Time marching: which tiles vary in a window and which residuals count, and what it is for."""
 
-import math
+from dataclasses import replace
 
 import pytest
 import torch
 from small_pdes import CPIKAN, close, make
 from solvers.test_residuals import whole_rows
 
+from cpikan_hr.fields import TileGrid
 from cpikan_hr.solvers.banded import narrow_order
 from cpikan_hr.solvers.levenberg_marquardt import levenberg_marquardt
 from cpikan_hr.solvers.residuals import Residuals
@@ -36,7 +37,7 @@ def tiles(residuals):
 def test_windows_follow_each_other_to_the_end():
     first, second, third = Window.split(TIME, 1.0, 4.0, 3)
     assert (first.since, first.until, second.since, second.until) == (1.0, 2.0, 2.0, 3.0)
-    assert (third.since, third.until) == (3.0, math.inf)
+    assert (third.since, third.until) == (3.0, 4.0)
 
 
 def test_a_window_has_the_rows_and_columns_of_its_slab():
@@ -82,6 +83,8 @@ def test_tiles_begin_with_what_their_neighbours_before_them_hold():
     second.begin(residuals.levels)
     after = tiles(residuals)
     assert torch.equal(after[:, 1], before[:, 0]) and torch.equal(after[:, [0, 2, 3]], before[:, [0, 2, 3]])
+    Window(TIME, 0.5, 1.0).begin(residuals.levels)
+    assert torch.equal(tiles(residuals)[:, 2:], after[:, [1, 1]])
 
 
 @pytest.mark.parametrize(("rows", "overlap", "varies", "begin"), [(1, 0, [0], 0.0), (4, 0.4, [1, 2, 3], 0.2)])
@@ -93,6 +96,16 @@ def test_tiles_that_reach_into_earlier_times_see_them_again(rows, overlap, varie
     assert here.varying[0].view(2, rows)[0].nonzero()[:, 0].tolist() == varies
     times = torch.cat([term.points[:, TIME] for term in here.terms])
     assert begin < float(times.max()) <= 0.75 and begin <= float(times.min()) < begin + 0.03
+
+
+def test_the_units_of_time_do_not_matter():
+    """Slabs of a nanosecond."""
+    problem, field = burgers()
+    for level in field.levels:
+        space, time = level.tile_grid.axes
+        level.tile_grid = TileGrid((space, replace(time, stride=1e-9 * time.stride)))
+    varying = [window.varying(field.levels[0]).view(2, 4)[0] for window in Window.split(TIME, 0.0, 1e-9, 4)]
+    assert torch.equal(torch.stack(varying), torch.eye(4, dtype=torch.bool))
 
 
 def test_a_ring_of_tiles_is_numbered_as_a_narrow_band():
