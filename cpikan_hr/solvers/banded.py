@@ -1,9 +1,9 @@
 """J'J as a band: tiles that share no point lie far from each other once they are numbered well.
 
-Tiles are numbered by reverse Cuthill-McKee (scipy) on the graph of those that see a residual together, so that rows of
-tiles, rings and grids all become as narrow as they can; tiles that see none are left out. The band is stored by
-columns, A[j + k, j] at k + j (width + 1), so that a square block on the diagonal is a strided view of it. LAPACK's
-banded Cholesky takes it as it is.
+Tiles are numbered as they are, or by reverse Cuthill-McKee (scipy) on the graph of those that see a residual together
+where that is narrower, as on rings; tiles that see none are left out. The band is stored by columns, A[j + k, j] at
+k + j (width + 1), so that a square block on the diagonal is a strided view of it. LAPACK's banded Cholesky takes it as
+it is.
 """
 
 from dataclasses import dataclass
@@ -40,13 +40,15 @@ def narrow_order(residuals: Residuals, total) -> Order:
     graph = torch.from_numpy(_seen_together(residuals, counts).toarray().astype(np.float64))
     total(graph)
     graph = scipy.sparse.csr_array(graph.numpy() > 0)
-    order = reverse_cuthill_mckee(graph, symmetric_mode=True)
-    order = order[graph.diagonal()[order]]
-    places = np.concatenate([begins[tile] + np.arange(sizes[tile]) for tile in order] or [np.zeros(0, int)])
-    first = np.zeros(len(sizes), int)
-    first[order] = np.cumsum(sizes[order]) - sizes[order]
     a, b = graph.nonzero()
-    return Order(torch.from_numpy(places), int((first[a] + sizes[a] - 1 - first[b]).max(initial=0)))
+    found = []
+    for order in (np.arange(len(sizes)), reverse_cuthill_mckee(graph, symmetric_mode=True)):
+        order = order[graph.diagonal()[order]]
+        first = np.zeros(len(sizes), int)
+        first[order] = np.cumsum(sizes[order]) - sizes[order]
+        places = np.concatenate([begins[tile] + np.arange(sizes[tile]) for tile in order] or [np.zeros(0, int)])
+        found.append(Order(torch.from_numpy(places), int((first[a] + sizes[a] - 1 - first[b]).max(initial=0))))
+    return min(found, key=lambda order: order.width)
 
 
 def _seen_together(residuals: Residuals, counts: list[int]) -> scipy.sparse.csr_array:

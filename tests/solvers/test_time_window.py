@@ -108,13 +108,16 @@ def test_the_units_of_time_do_not_matter():
     assert torch.equal(torch.stack(varying), torch.eye(4, dtype=torch.bool))
 
 
-def test_a_ring_of_tiles_is_numbered_as_a_narrow_band():
+def test_rings_and_grids_of_tiles_are_numbered_as_narrow_bands():
     """Soft periodicity joins the first tile to the last."""
     points = {"interior": 400, "condition": 30, "interface": 40}
     _, problem, field = make("allen_cahn", [(12, 1)], CPIKAN, level={"overlap": 0}, points=points)
     residuals = Residuals(field, problem)
     order = narrow_order(residuals, lambda tensor: None)
     assert order.width < 3 * residuals.sizes[0] and len(order.places) == residuals.count
+    _, problem, field = make("poisson", [(6, 6)], CPIKAN, level={"overlap": 0.5}, points={"interior": 2000})
+    grid = Residuals(field, problem)
+    assert narrow_order(grid, lambda tensor: None).width < 8 * grid.sizes[0]  # the next row's diagonal neighbour
     problem, field = burgers()
     window = Residuals(field, problem, window=Window.split(TIME, 0.0, 1.0, 4)[1])
     seen = narrow_order(window, lambda tensor: None).places.sort().values
