@@ -138,7 +138,7 @@ ROWS = {
     "inverse_5_percent": inverse(0.05, 5e-2),
     "inverse_10_percent": inverse(0.1, 5e-2),
     "poisson_one_level": row(
-        "poisson", [level(linear(6, 6), [32, 32])], 1.0, 600, marquardt(28, damping=1e-9, dense=0), **MANY
+        "poisson", [level(linear(6, 6), [32, 32])], 1.0, 600, marquardt(8, damping=1e-9, dense=0), **MANY
     ),
     "poisson_multilevel": row(
         "poisson", [level(linear(6, 6), [k, k]) for k in (1, 2, 4, 8, 16, 32)], 0.1, 600,
