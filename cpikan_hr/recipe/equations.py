@@ -105,7 +105,7 @@ class PDEProblem(Section):
 class MarchOptions(Section):
     """Windows of time solved one after the other before all times at once (Wight and Zhao 2021)."""
 
-    windows: int = Field(10, ge=1, description="of one length; without overlap in t, tiles need as many rows or more")
+    windows: int = Field(10, ge=1, description="of one length; best as many as there are tiles along t, with overlap 0")
     iterations: int = Field(10, ge=1, description="at most, in each")
     tolerance: float = Field(0.01, ge=0, description="a window ends where one iteration lowers the loss by less")
 
