@@ -37,16 +37,22 @@ def narrow_order(residuals: Residuals, total) -> Order:
     counts = [len(group[0]) for group in residuals.parameters]
     sizes = np.repeat(residuals.sizes, counts)
     begins = np.cumsum(sizes) - sizes
-    graph = torch.from_numpy(_seen_together(residuals, counts).toarray().astype(np.float64))
+    together = _seen_together(residuals, counts)
+    seen = torch.from_numpy(together.diagonal())
+    total(seen)
+    tiles = np.flatnonzero(seen.numpy())
+    if not len(tiles):
+        return Order(torch.arange(0), 0)
+    graph = torch.from_numpy(together[tiles][:, tiles].toarray())
     total(graph)
     graph = scipy.sparse.csr_array(graph.numpy() > 0)
+    begins, sizes = begins[tiles], sizes[tiles]
     a, b = graph.nonzero()
     found = []
-    for order in (np.arange(len(sizes)), reverse_cuthill_mckee(graph, symmetric_mode=True)):
-        order = order[graph.diagonal()[order]]
-        first = np.zeros(len(sizes), int)
+    for order in (np.arange(len(tiles)), reverse_cuthill_mckee(graph, symmetric_mode=True)):
+        first = np.empty_like(begins)
         first[order] = np.cumsum(sizes[order]) - sizes[order]
-        places = np.concatenate([begins[tile] + np.arange(sizes[tile]) for tile in order] or [np.zeros(0, int)])
+        places = np.concatenate([begins[tile] + np.arange(sizes[tile]) for tile in order])
         found.append(Order(torch.from_numpy(places), int((first[a] + sizes[a] - 1 - first[b]).max(initial=0))))
     return min(found, key=lambda order: order.width)
 

@@ -193,20 +193,21 @@ class Residuals:
     def vector(self) -> Tensor:
         """All residual rows [m] at the field's parameters."""
         with torch.no_grad():
-            return torch.cat([self.residual(term, self.rows(term)).flatten() for term in self.terms])
+            found = [self.residual(term, self.rows(term)).flatten() for term in self.terms]
+            return torch.cat([self.theta()[:0], *found])  # a share of a window may have no residual
 
     def loss_and_gradient(self) -> tuple[float, Tensor]:
         """Sum of squares and its gradient [n] by one ordinary backward."""
         constants = [] if self.field.constants is None else [self.field.constants.values]
         flat = [p for group in self.parameters for p in group] + constants
         with torch.enable_grad():
-            loss = sum(self.residual(term, self.rows(term)).square().sum() for term in self.terms)
+            loss = 0 * sum(p.sum() for p in flat)
+            loss = loss + sum(self.residual(term, self.rows(term)).square().sum() for term in self.terms)
             found = iter(torch.autograd.grad(loss, flat))
         levels = [[next(found) for _ in group] for group in self.parameters]
         for group, varies in zip(levels, self.varying, strict=True):
             if varies is not None:
-                for part in group:
-                    part[~varies] = 0
+                group[:] = [part * varies.view(-1, *[1] * (part.ndim - 1)) for part in group]
         return float(loss.detach()), self._flat(levels, next(found, None))
 
     def linearised(self) -> Iterator[tuple[Term, Tensor, list[Block], Tensor | None]]:

@@ -138,7 +138,7 @@ def test_nvme_swaps_large_groups_in_fp32_and_resumes_exactly(tmp_path):
     assert result(tmp_path)["losses"] == pytest.approx(swapped["losses"][3:], rel=1e-6)
 
 
-@pytest.mark.parametrize("config", ["zero3_offload"])  # others: tests/training/test_loop.py, with the program
+@pytest.mark.parametrize("config", ["ddp_cpu", "zero2", "zero3_offload"])
 def test_a_nan_on_one_rank_stops_both_before_the_update(config, tmp_path):
     stopped = launch(config, *TOY, str(tmp_path), "--steps", "5", "--poison", "3:1:2")
     assert stopped.codes != [0]
@@ -147,7 +147,7 @@ def test_a_nan_on_one_rank_stops_both_before_the_update(config, tmp_path):
     assert not (tmp_path / "result.json").exists()
 
 
-@pytest.mark.parametrize("config", ["zero2", "zero3"])  # DDP: tests/training/test_precision.py
+@pytest.mark.parametrize("config", ["ddp_cpu", "zero2", "zero3"])
 def test_bf16_autocasts_and_keeps_weights_and_coordinates(config, tmp_path):
     launch(config, *TOY, str(tmp_path), "--precision", "bf16").check()
     run = result(tmp_path)

@@ -9,7 +9,7 @@ from solvers.test_residuals import whole_rows
 
 from cpikan_hr.fields import TileGrid
 from cpikan_hr.solvers.banded import narrow_order
-from cpikan_hr.solvers.levenberg_marquardt import levenberg_marquardt
+from cpikan_hr.solvers.levenberg_marquardt import Dense, levenberg_marquardt
 from cpikan_hr.solvers.residuals import Residuals
 from cpikan_hr.solvers.time_window import Window
 
@@ -71,6 +71,23 @@ def test_what_came_before_stays_and_what_follows_is_not_touched(dense):
     after = tiles(Residuals(field, problem))
     assert steps[-1].loss < 0.5 * steps[0].loss or len(steps) == 3
     assert torch.equal(after[:, [0, 1, 3]], before[:, [0, 1, 3]]) and not torch.equal(after[:, 2], before[:, 2])
+
+
+def test_shares_of_a_window_add_up_to_it_also_where_one_has_no_residual():
+    problem, field = burgers(points={"interior": 6, "condition": 1, "interface": 3})
+    window = Window.split(TIME, 0.0, 1.0, 4)[2]
+    whole = Residuals(field, problem, window=window)
+    shares = [Residuals(field, problem, share=k, shares=9, window=window) for k in range(9)]
+    assert not all(share.terms for share in shares) and len(whole.vector())
+    parts = [share.loss_and_gradient() for share in shares]
+    loss, gradient = whole.loss_and_gradient()
+    assert sum(part for part, _ in parts) == pytest.approx(loss, rel=1e-12)
+    assert close(sum(part for _, part in parts), gradient, 1e-12)
+    for share in shares:
+        system = Dense(share, lambda tensor: None)
+        found, _ = system.linearise()
+        assert found == pytest.approx(float(share.vector().square().sum()), rel=1e-12)
+        narrow_order(share, lambda tensor: None)
 
 
 def test_tiles_begin_with_what_their_neighbours_before_them_hold():

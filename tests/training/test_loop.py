@@ -121,7 +121,7 @@ def test_checkpoints_by_the_clock_are_made_when_due_and_resumed_exactly(tmp_path
     assert len(whole) == 8 and losses(run) == pytest.approx(whole, rel=1e-6)
 
 
-@pytest.mark.parametrize(("where", "config"), [("weight", "ddp_cpu"), ("data", "zero2")])
+@pytest.mark.parametrize(("where", "config"), [("data", "ddp_cpu"), ("weight", "ddp_cpu"), ("data", "zero2")])
 def test_a_fault_in_one_tile_on_one_rank_stops_all_before_the_update(where, config, tmp_path):
     level = {"tile": 16, "overlap": 0.0, "network": {"kind": "chebyshev2d", "degree": 3}}
     words = write(tmp_path, [level], 25, steps=6)
