@@ -51,6 +51,8 @@ def save(updater: Updater, run: Path, keep: int, batches: dict[str, torch.Tensor
                 save_tensors(part / LAYOUT, field.layout())
             if accelerator.is_main_process and batches:
                 save_tensors(part / BATCHES, batches)
+        with ranks.together():
+            pass  # all have written: DeepSpeed lets the main process go before the others are done
         with ranks.together(), writing(final):
             if accelerator.is_main_process:
                 _complete(part, run, keep)

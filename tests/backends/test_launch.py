@@ -104,6 +104,13 @@ def test_two_processes_agree_with_one_and_resume_exactly(config, recipe, referen
         assert all(torch.equal(joined[name], trained[name]) for name in trained) and joined.keys() == trained.keys()
 
 
+@pytest.mark.parametrize("config", ["ddp_cpu", "zero2"])
+def test_a_checkpoint_gets_its_name_when_all_ranks_have_written(config, recipe, tmp_path):
+    _, _, *words = program(recipe, tmp_path)
+    launch(config, "tests/backends/late_rank.py", *words, "--training.steps", "10").check()
+    assert (tmp_path / "checkpoints" / "step_00000010" / "late").read_text() == "whole"
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here; FSDP2 is offered only beside one")
 @pytest.mark.parametrize("config", ["single_gpu", "ddp", "fsdp2", "zero3"])
 def test_a_gpu_trains_what_the_cpu_trains(config, recipe, reference, tmp_path):
