@@ -140,6 +140,9 @@ ROWS = {
     "poisson_one_level": row(
         "poisson", [level(linear(6, 6), [32, 32])], 1.0, 600, marquardt(8, damping=1e-9, dense=0), **MANY
     ),
+    "poisson_factorised": row(
+        "poisson", [level(linear(6, 6), [32, 32])], 1.0, 600, marquardt(2, damping=1e-9), **MANY
+    ),
     "poisson_multilevel": row(
         "poisson", [level(linear(6, 6), [k, k]) for k in (1, 2, 4, 8, 16, 32)], 0.1, 600,
         marquardt(8, damping=1e-9, dense=0), **MANY,
