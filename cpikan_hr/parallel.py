@@ -16,16 +16,25 @@ import torch
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
+ON_A_GPU = 16  # times as many elements at once: starting an operator there takes longer than its work
+HELPERS = 4  # threads that prepare what a GPU computes
+
+
+def at_once(elements: int, device: torch.device | str) -> int:
+    """How many elements are worked on at once where `elements` of them suit a core's cache."""
+    return elements if torch.device(device).type == "cpu" else ON_A_GPU * elements
+
 
 def in_threads(
     function: Callable[[Item], Result], items: Iterable[Item], device: torch.device | str = "cpu"
 ) -> Iterator[Result]:
     """Yields `function(item)` in the order of the items; as many at once as torch would use threads for one of them.
 
-    On another device than the CPU there is one thread beside the caller's, which prepares the next item. The first
-    exception is raised when its turn comes; what has not begun by then is dropped.
+    On another device than the CPU some prepare, on theirs, what it computes. The first exception is raised when its
+    turn comes; what has not begun by then is dropped.
     """
-    threads = torch.get_num_threads() if torch.device(device).type == "cpu" else 1
+    before = torch.get_num_threads()
+    threads = before if torch.device(device).type == "cpu" else min(before, HELPERS)
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     waiting: deque[Future] = deque()
     torch.set_num_threads(1)
@@ -38,4 +47,4 @@ def in_threads(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)

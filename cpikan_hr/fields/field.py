@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from cpikan_hr.fields.box import Box, Constants
-from cpikan_hr.fields.lattice import add_lattice
+from cpikan_hr.fields.lattice import add_lattice, margin
 from cpikan_hr.fields.level import Level
 from cpikan_hr.fields.tiles import TileGrid
 from cpikan_hr.jets import Jet, row_count
@@ -147,13 +147,16 @@ class Field(nn.Module):
     def lattice(self, ys: Tensor, xs: Tensor, order: str = "value", groups: int | None = None) -> Tensor:
         """Jet rows [R, C, H, W] on the product of ascending float64 coordinates; the recipe's first `groups` levels."""
         chosen = [level for group in self.groups[:groups] for level in self.parts(group)]
-        margin = max((_points_per_tile(level, xs) for level in chosen), default=0)
+        high, wide = (
+            len(x) + max((margin(level.tile_grid.axes[a], x) for level in chosen), default=0)
+            for a, x in enumerate((ys, xs))
+        )
         channels = self.mix.shape[0]
-        out = self.mix.new_zeros(row_count(order, 2), len(ys), channels, len(xs) + margin)
+        out = self.mix.new_zeros(row_count(order, 2), high, channels, wide)
         for level in chosen:
             add_lattice(level, out, ys, xs, order)
         release()
-        out = out[..., : len(xs)].transpose(1, 2)
+        out = out[:, : len(ys), :, : len(xs)].transpose(1, 2)
         return torch.einsum("rkhw,kc->rchw", out, self.mix) if channels > 1 else out
 
     def pixels(self, y0: int, y1: int, x0: int, x1: int, groups: int | None = None, stride: int = 1) -> Tensor:
@@ -304,12 +307,3 @@ def _build_level(
     per_tile = box is None and network["kind"] != "chebyshev2d" and not choice.grow
     checkpoint, scaled = options.checkpoint, choice.scaled
     return Level(grid, built, channels, options.chunk, checkpoint, active, per_tile, scaled, periodic)
-
-
-def _points_per_tile(level: Level, xs: Tensor) -> int:
-    """An upper bound of the lattice points that one tile sees along x."""
-    axis = level.tile_grid.axes[1]
-    if len(xs) < 2:
-        return len(xs)
-    spacing = float((xs[1:] - xs[:-1]).min())
-    return min(len(xs), int(2 * axis.half / max(spacing, 1e-9)) + 2)

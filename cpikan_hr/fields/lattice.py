@@ -1,12 +1,14 @@
 """A level on a lattice: the product of two ascending coordinate vectors, tile by tile, without touching other tiles.
 
-Rows of tiles are evaluated one after the other and added into the caller's accumulator. Windows are products of one
-factor per axis, so a separable network takes them into its one-dimensional bases, and value, blend and derivatives come
-out of two GEMMs. Neighbours overlap: their sum in the accumulator is the blend.
+Tiles that see their coordinates alike are evaluated together, as many as the chunk holds, and added into the caller's
+accumulator. Windows are products of one factor per axis, so a separable network takes them into its one-dimensional
+bases, and value, blend and derivatives come out of two GEMMs. Neighbours overlap: their sum in the accumulator is the
+blend. Which tiles see what is reckoned on the CPU: a GPU would be waited for at every step.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -14,8 +16,10 @@ from torch import Tensor
 from cpikan_hr.fields.tiles import TileAxis, product_rows
 from cpikan_hr.jets import Jet, multiply, row_orders, seed
 from cpikan_hr.mapped import release
+from cpikan_hr.parallel import at_once
 
-KEPT = 8  # rows of tiles whose pages are kept: rows far apart touch pages all over a field's file
+FEW = 2  # tiles at a border that are evaluated one by one
+KEPT = 8  # chunks of tiles whose pages are kept: rows far apart touch pages all over a field's file
 
 
 @dataclass(frozen=True)
@@ -39,15 +43,39 @@ class Span:
             count = (self.count - start).clamp(0, local.shape[1])
             yield Span(self.tiles, self.first + start, count, local, windows)
 
-    def uniform_step(self) -> int | None:
-        """Coordinates from one of these tiles to the next in number, if all see alike; None where they do not."""
-        if len(self.tiles) < 2 or not bool((self.count == self.count[0]).all()):
-            return None
-        steps = self.first.diff()
-        numbers = self.tiles.diff()
-        step = int(steps[0]) // int(numbers[0])
-        alike = bool((steps == step * numbers).all()) and torch.allclose(self.local, self.local[:1], rtol=0, atol=1e-9)
-        return step if alike and step < int(self.count[0]) + 1 <= 2 * step + 1 else None
+    def step(self) -> int | None:
+        """Coordinates from each tile to the next, if all see alike; None where they do not."""
+        first, count = self.first, int(self.count[0])
+        step = int(first[1] - first[0]) if len(first) > 1 else count
+        even = (self.tiles.diff() == 1).all() and (first.diff() == step).all() and (self.count == count).all()
+        alike = bool(even) and torch.allclose(self.local, self.local[:1], rtol=0, atol=1e-9)
+        return step if alike and step <= count <= 2 * step else None
+
+
+@dataclass(frozen=True)
+class Run:
+    """Tiles of one axis that see alike, `step` coordinates apart; or, with step None, each in its own way."""
+
+    tiles: Span
+    step: int | None
+
+    @classmethod
+    def of_one(cls, tile: Span) -> "Run":
+        """A single tile, without its padding."""
+        count = int(tile.count)
+        return cls(next(tile.cut(count)), count)
+
+    def split(self) -> list["Run"]:
+        """The same tiles in runs that see alike."""
+        if self.step is not None:
+            return [self]
+        return [Run.of_one(self.tiles.pick(slice(k, k + 1))) for k in range(len(self.tiles.tiles))]
+
+    def among(self, out: Tensor, axis: int, begin: int, size: int) -> Tensor:
+        """A view of `out` in which `axis` has become two: these tiles, and coordinates begin, .. that each sees."""
+        whole = len(self.tiles.tiles) * self.step
+        part = out.narrow(axis, int(self.tiles.first[0]) + begin, whole)
+        return part.unflatten(axis, (-1, self.step)).narrow(axis + 1, 0, size)
 
 
 def span(axis: TileAxis, x: Tensor) -> Span:
@@ -68,123 +96,151 @@ def span(axis: TileAxis, x: Tensor) -> Span:
     return Span(tiles, first, count, local, windows).pick(seen)
 
 
-def runs(columns: Span) -> Iterator[tuple[int, Span, int | None]]:
-    """Splits a row of tiles: number of the first, the tiles, and their uniform step where all see alike, or None."""
-    if len(columns.tiles) > 2:
-        inner = columns.pick(slice(1, -1))
-        step = inner.uniform_step()
+def runs(tiles: Span) -> list[Run]:
+    """Neighbours that see alike together, and what lies between such runs."""
+    near = (torch.isclose(part.diff(dim=-2), part.new_zeros(()), atol=1e-9) for part in (tiles.local, tiles.windows))
+    alike = next(near).all(1) & next(near).all(2).all(0) & (tiles.tiles.diff() == 1) & (tiles.count.diff() == 0)
+    bounds = [0, *(torch.nonzero(~alike)[:, 0] + 1).tolist(), len(tiles.tiles)]
+    found, begin = [], 0  # from `begin` on tiles wait for the end of their run
+    for low, high in [*pairwise(bounds), (len(tiles.tiles), None)]:
+        step = tiles.pick(slice(low, high)).step() if high and high - low > 1 else None
+        if (step or high is None) and begin < low:
+            odd = Run(tiles.pick(slice(begin, low)), None)
+            found += odd.split() if low - begin <= FEW else [odd]
         if step:
-            yield 0, columns.pick(slice(0, 1)), None
-            yield 1, inner, step
-            yield len(columns.tiles) - 1, columns.pick(slice(-1, None)), None
-            return
-    yield 0, columns, None
+            found.append(Run(tiles.pick(slice(low, high)), step))
+            begin = high
+    return found
+
+
+def margin(axis: TileAxis, x: Tensor) -> int:
+    """How many coordinates the last of some tiles that see alike may see beyond its step, at most."""
+    if len(x) < 2:
+        return 0
+    spacing = float((x[1:] - x[:-1]).min())
+    return min(len(x) // 2, int(2 * axis.half / max(spacing, 1e-9)) + 2)
 
 
 def add_lattice(level, out: Tensor, ys: Tensor, xs: Tensor, order: str) -> None:
-    """Adds the jet of `level` on ys x xs to `out` [R, H, C, W + margin]; the margin takes at least one tile's width."""
+    """Adds the jet of `level` on ys x xs to `out` [R, H, C, W], in which both axes are longer by their `margin`."""
     if level.network is None:
         return
-    separable = hasattr(level.network, "lattice_coefficients")
     axis_y, axis_x = level.tile_grid.axes
-    rows, columns = span(axis_y, ys), span(axis_x, xs)
-    for i, row in enumerate(rows.tiles.tolist()):
-        if i % KEPT == KEPT - 1:
+    along_x = runs(span(axis_x, xs.cpu()))
+    for run in runs(span(axis_y, ys.cpu())):
+        for rows in run.split():
+            for columns in along_x:
+                _add_tiles(level, out, rows, columns, order)
+
+
+def _add_tiles(level, out: Tensor, rows: Run, columns: Run, order: str) -> None:
+    """Adds the active ones of the tiles in these rows, which see alike, and columns."""
+    device, chunk = out.device, at_once(level.chunk, out.device)
+    tiles = rows.tiles.tiles[:, None] * level.tile_grid.axes[1].count + columns.tiles.tiles
+    slots = level.slots_of(tiles.to(device)).cpu()
+    separable = hasattr(level.network, "lattice_coefficients")
+    evaluate, terms = (_separable, level.network.shape) if separable else (_scattered, (1, 1))
+    tall = max(len(out) * rows.tiles.local.shape[1], terms[0])  # numbers per column of pixels of a tile
+    share = chunk // (tall * max(columns.tiles.local.shape[1], terms[1]))
+    first = slice(0, 1)  # separable: one basis along an axis serves all tiles that see alike
+    for number, (y, x, block) in enumerate(_pieces(slots >= 0, max(1, share))):
+        if number % KEPT == KEPT - 1:
             release()
-        slots = level.slots_of(row * axis_x.count + columns.tiles)
-        active = slots >= 0
-        if not active.any():
+        chosen = slots[y, x].to(device)
+        if share:
+            row = rows.tiles.pick(first if separable else y)
+            column = columns.tiles.pick(first if separable and columns.step else x)
+            _add(out, evaluate(level, row, column, chosen, order), rows, columns, y, x, block)
             continue
-        some, slots = (columns, slots) if active.all() else (columns.pick(active), slots[active])
-        one = rows.pick(slice(i, i + 1))
-        terms = level.network.shape if separable else (1, 1)
-        column = max(len(out) * one.local.shape[1], terms[0])  # numbers per column of pixels of a tile
-        share = max(1, level.chunk // (column * max(some.local.shape[1], terms[1])))
-        if separable:  # one basis along x serves a run of tiles
-            pieces = [(part, slots[begin : begin + len(part.tiles)], step) for begin, part, step in runs(some)]
-        else:
-            pieces = [(some, slots, None)]
-        for part, chosen, step in pieces:
-            for start in range(0, len(chosen), share):
-                piece = slice(start, start + share)
-                for strip, cell in _cells(one, part.pick(piece), level.chunk, len(out), terms[0]):
-                    place = _rows_of(out, strip)
-                    if separable:
-                        values = _separable(level, strip, cell, chosen[piece], order, step is not None)
-                        _add(place, values[:, : place.shape[1]], cell, step)
-                        continue
-                    values = _scattered(level, strip, cell, chosen[piece], order)[:, : place.shape[1]]
-                    for begin, run, step_of_run in runs(cell):
-                        _add(place, values[..., begin : begin + len(run.tiles), :], run, step_of_run)
+        one = (Run.of_one(run.tiles.pick(part)).tiles for run, part in ((rows, y), (columns, x)))
+        for row, column in _cells(*one, chunk, len(out), terms[0]):
+            values = evaluate(level, row, column, chosen, order)
+            _add(out, values, Run.of_one(row), Run.of_one(column), y - y, x - x, None)
 
 
-def _rows_of(out: Tensor, row: Span) -> Tensor:
-    """What a row of tiles, one tile along y, adds to."""
-    return out[:, int(row.first) : int(row.first) + int(row.count)]
+def _pieces(active: Tensor, share: int) -> Iterator[tuple[Tensor, Tensor, tuple[slice, slice] | None]]:
+    """The active tiles [r, c], so many at once: their rows and columns [t], and as a block where none is missing."""
+    tiles, columns = torch.nonzero(active), active.shape[1]
+    dense = len(tiles) == active.numel()
+    if dense:  # whole rows, or parts of one
+        share = share // columns * columns or share
+    if not len(tiles):
+        return
+    for some in tiles.split(columns) if dense and share < columns else [tiles]:
+        for part in some.split(share):
+            block = None
+            if dense:
+                block = tuple(slice(low, high + 1) for low, high in zip(*part[[0, -1]].tolist(), strict=True))
+            yield *part.unbind(1), block
 
 
-def _cells(row: Span, columns: Span, chunk: int, rows: int, terms: int) -> Iterator[tuple[Span, Span]]:
+def _cells(row: Span, column: Span, chunk: int, rows: int, terms: int) -> Iterator[tuple[Span, Span]]:
     """One tile in parts of at most `chunk` jet rows x points, or x terms along y of a separable one.
 
-    Tall before wide, since contractions along x serve all rows. Several tiles come in one part: they were counted
-    before.
+    Tall before wide, since contractions along x serve all rows.
     """
-    height, width = row.local.shape[1], columns.local.shape[1]
-    if len(columns.tiles) > 1 or max(rows * height, terms) * width <= chunk:
-        yield row, columns
-        return
-    width = max(1, chunk // max(rows * height, terms))
-    for strip in row.cut(max(1, chunk // max(rows * width, terms))):
-        for cell in columns.cut(width):
+    height, width = row.local.shape[1], column.local.shape[1]
+    if max(rows * height, terms) * width > chunk:
+        width = max(1, chunk // max(rows * height, terms))
+        height = max(1, chunk // max(rows * width, terms))
+    for strip in row.cut(height):
+        for cell in column.cut(width):
             yield strip, cell
 
 
-def _add(target: Tensor, values: Tensor, columns: Span, step: int | None) -> None:
-    """Adds tiles [R, Py, C, t, Px] side by side into `target` [R, Py, C, W]."""
-    if step is None:
-        for i, (first, count) in enumerate(zip(columns.first.tolist(), columns.count.tolist(), strict=True)):
-            target[..., first : first + count] += values[..., i, :count]
+def _add(
+    out: Tensor, values: Tensor, rows: Run, columns: Run, y: Tensor, x: Tensor, block: tuple[slice, slice] | None
+) -> None:
+    """Adds tiles [R, Py, C, t, Px] at rows y and columns x [t] of two runs; `block`: the part of both they fill."""
+    if columns.step is None:
+        places = [
+            [slice(f, f + n) for f, n in zip(run.tiles.first[k].tolist(), run.tiles.count[k].tolist(), strict=True)]
+            for run, k in ((rows, y), (columns, x))
+        ]
+        for k, (down, across) in enumerate(zip(*places, strict=True)):
+            place = out[:, down, :, across]
+            place += values[:, : place.shape[1], :, k, : place.shape[3]]
         return
-    numbers = columns.tiles - columns.tiles[0]
-    first, whole = int(columns.first[0]), (int(numbers[-1]) + 1) * step
-    dense = len(numbers) * step == whole
-    for begin in range(0, int(columns.count[0]), step):  # the core, then what reaches into the next tile
-        width = min(step, int(columns.count[0]) - begin)
-        view = target[..., first + begin : first + begin + whole].unflatten(-1, (-1, step))[..., :width]
-        piece = values[..., begin : begin + width]
-        if dense:
-            view += piece
-        else:
-            view.index_add_(-2, numbers, piece)
+    y, x = y.to(out.device), x.to(out.device)
+    high, wide = int(rows.tiles.count[0]), int(columns.tiles.count[0])
+    for down in range(0, high, rows.step):  # the core, then what reaches into the next tile
+        for across in range(0, wide, columns.step):
+            piece = values[:, down : min(down + rows.step, high), ..., across : min(across + columns.step, wide)]
+            view = columns.among(out, 3, across, piece.shape[-1])
+            view = rows.among(view, 1, down, piece.shape[1])  # [R, r, h, C, c, w]
+            if block:
+                place = view[:, block[0], :, :, block[1]]
+                place += piece.unflatten(3, (place.shape[1], -1)).permute(0, 3, 1, 2, 4, 5)
+            else:
+                view[:, y, :, :, x] += piece.permute(3, 0, 1, 2, 4)
 
 
-def _scattered(level, row: Span, columns: Span, slots: Tensor, order: str) -> Tensor:
-    """Windowed rows [R, Py, C, t, Px] of one row of tiles, point by point."""
-    height, width, count, dtype = row.local.shape[1], columns.local.shape[1], len(slots), level.mean.dtype
-    factor_y = row.windows[:, :, :, None].expand(-1, count, -1, width).reshape(3, -1)
-    factor_x = columns.windows[:, :, None, :].expand(-1, -1, height, -1).reshape(3, -1)
-    windows = product_rows([factor_y, factor_x], order).reshape(count, height * width, -1)
-    local_y, local_x = row.local.to(dtype).expand(count, -1), columns.local.to(dtype)
+def _scattered(level, row: Span, column: Span, slots: Tensor, order: str) -> Tensor:
+    """Windowed jets [R, Py, C, t, Px] of tiles [t], one of each of their rows and columns, point by point."""
+    height, width, dtype = row.local.shape[1], column.local.shape[1], level.mean.dtype
+    count = len(slots)
+    factor_y = row.windows[:, :, :, None].expand(-1, -1, -1, width).reshape(3, -1)
+    factor_x = column.windows[:, :, None, :].expand(-1, -1, height, -1).reshape(3, -1)
+    windows = product_rows([factor_y, factor_x], order).reshape(count, height * width, -1).to(slots.device, dtype)
+    local_y, local_x = (part.local.to(slots.device, dtype) for part in (row, column))
     points = torch.stack([local_y[:, :, None].expand(-1, -1, width), local_x[:, None].expand(-1, height, -1)], -1)
     inverse = level.tile_grid.inverse_half.to(slots.device).to(dtype)
     jet = level.network(seed(points.reshape(count, -1, 2), order, inverse), slots)
     out = level.normalised(jet, slots)
-    window = windows.to(dtype).transpose(-1, -2)[..., None]
+    window = windows.transpose(-1, -2)[..., None]
     rows = multiply(out, Jet(window, order, 2)).rows  # [t, R, Py Px, C]
     return rows.unflatten(2, (height, width)).permute(1, 2, 4, 0, 3)
 
 
-def _separable(level, row: Span, columns: Span, slots: Tensor, order: str, alike: bool) -> Tensor:
-    """The same by two contractions with windowed bases. `alike`: one basis along x serves all tiles."""
-    network, dtype = level.network, level.mean.dtype
+def _separable(level, row: Span, column: Span, slots: Tensor, order: str) -> Tensor:
+    """The same by two contractions with windowed bases: of one row and of one column for all tiles, or one for each."""
+    network, like = level.network, level.mean
     coefficients = network.lattice_coefficients(slots)  # [M, C, t, N]
     coefficients *= level.scale_of(slots).T[:, :, None]
     coefficients[0, :, :, 0] += level.mean_of(slots).T  # T_0 = 1
-    if alike:
-        columns = columns.pick(slice(0, 1))
     scales = [1 / axis.half for axis in level.tile_grid.axes]
-    by = _windowed_basis(network, row, 0, order, scales[0]).to(dtype)[0]  # [k, Py, M]
-    bx = _windowed_basis(network, columns, 1, order, scales[1]).to(dtype)  # [t or 1, k, Px, N]
+    by = _windowed_basis(network, row, 0, order, scales[0]).to(like)[0]  # [k, Py, M]
+    bx = _windowed_basis(network, column, 1, order, scales[1]).to(like)  # [t or 1, k, Px, N]
     shape = coefficients.shape[:3]
     out = []
     along_x: dict[int, Tensor] = {}
@@ -192,7 +248,7 @@ def _separable(level, row: Span, columns: Span, slots: Tensor, order: str, alike
         total = 0
         for dy, dx in terms:
             if dx not in along_x:
-                if alike:
+                if len(bx) == 1:
                     along_x[dx] = (coefficients.flatten(0, 2) @ bx[0, dx].T).view(shape[0], -1)
                 else:
                     along_x[dx] = torch.einsum("mctn,tpn->mctp", coefficients, bx[:, dx]).flatten(1)

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from cpikan_hr.fields.tiles import TileGrid
 from cpikan_hr.jets import Jet, chain, multiply, row_count, seed
 from cpikan_hr.networks import TiledNetwork
+from cpikan_hr.parallel import at_once
 
 GROUP = 4096  # most points of one tile handled together; bounds the padding of a level with few tiles
 
@@ -144,7 +145,7 @@ class Level(nn.Module):
         """`forward` at points whose dispatch is known."""
         rows = self.mean.new_zeros(row_count(order, points.shape[1]), len(points) + 1, self.mean.shape[1])
         padded = torch.cat([points, points.new_zeros(1, points.shape[1])])
-        step = max(1, self.chunk // max(1, dispatch.points.shape[1] * rows.shape[0]))
+        step = max(1, at_once(self.chunk, points.device) // max(1, dispatch.points.shape[1] * rows.shape[0]))
         for start in range(0, len(dispatch.tiles), step):
             part = slice(start, start + step)
             numbers = dispatch.points[part]

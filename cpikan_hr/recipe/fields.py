@@ -180,7 +180,9 @@ class FieldOptions(Section):
         "joint", description="train all levels together, or let them join one after another, coarse to fine"
     )
     levels: list[LevelOptions] = Field(min_length=1, description="coarse to fine")
-    chunk: int = Field(262144, ge=1024, description="largest number of jet rows x points evaluated at once")
+    chunk: int = Field(
+        262144, ge=1024, description="largest number of jet rows x points evaluated at once; on a GPU 16 times as many"
+    )
     checkpoint: bool = Field(False, description="recompute activations in the backward pass (non-reentrant)")
     compile: bool = Field(False, description="torch.compile the jet kernels")
     precision: Literal["single", "double"] = Field(
