@@ -12,13 +12,13 @@ from skimage.metrics import structural_similarity
 from cpikan_hr.data.source import Source
 from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Field, Level, pixel_axis
-from cpikan_hr.parallel import in_threads
+from cpikan_hr.parallel import at_once, in_threads
 from cpikan_hr.problems.surface import surface_figures
 from cpikan_hr.quantities import stack_mask
 from cpikan_hr.runtime import peak_rss_mb
 from cpikan_hr.training.weights import Trained
 
-STRIP = 2**19  # pixels of one strip
+STRIP = 2**20  # pixels of one strip
 HALO = 3  # half of the SSIM window
 
 
@@ -77,7 +77,7 @@ def surface(trained: Trained, remove: str = "plane") -> dict:
     if about["unit"] != "nm":
         return {}
     height, width = about["shape"]
-    rows, inside = max(1, STRIP // width), stack_mask(recipe)
+    rows, inside = max(1, at_once(STRIP, field.device) // width), stack_mask(recipe)
 
     def strip(y0: int) -> tuple[int, np.ndarray]:
         y1 = min(y0 + rows, height)
@@ -95,7 +95,7 @@ def surface(trained: Trained, remove: str = "plane") -> dict:
 
 def strips(field: Field, reference: Source, shape: tuple[int, int], halo: int):
     """Yields (rows of halo above, truth, value), float32 [h, W, C], over strips of the frame."""
-    height = max(2 * HALO + 1, STRIP // shape[1])
+    height = max(2 * HALO + 1, at_once(STRIP, field.device) // shape[1])
 
     def compare(start: int) -> tuple[tuple[int, int], np.ndarray, np.ndarray]:
         y0, y1 = max(0, start - halo), min(shape[0], start + height + halo)

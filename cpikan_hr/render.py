@@ -12,7 +12,7 @@ import torch
 
 from cpikan_hr.data.writers import MapWriter
 from cpikan_hr.errors import UserError
-from cpikan_hr.parallel import in_threads
+from cpikan_hr.parallel import at_once, in_threads
 from cpikan_hr.processes import ALONE, Processes
 from cpikan_hr.quantities import Quantity, known_pixels, quantity_of, stack_mask
 from cpikan_hr.quantities_pde import lattice_coordinates, lattice_note
@@ -80,7 +80,7 @@ def render(trained: Trained, out: Path, *, region: str | None = None, scale: flo
         dtype = np.dtype(np.uint8)
     pitch = about["pixel_pitch_um"] and about["pixel_pitch_um"] / scale
     limits = _limits(shown, ys, xs, factor) if out.suffix == ".png" and not picture else None
-    height = max(1, STRIP // len(xs))
+    height = max(1, at_once(STRIP, field.device) // len(xs))
     starts = range(0, len(ys), height)[processes.rank :: processes.ranks]
     shape = (len(ys), len(xs), shown.channels)
     told = lattice_note(about, quantity) if equation else None

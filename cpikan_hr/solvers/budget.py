@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from cpikan_hr.fields import Field
-from cpikan_hr.parallel import in_threads
+from cpikan_hr.parallel import at_once, in_threads
 from cpikan_hr.recipe import LevelOptions, StartOptions, TargetOptions
 from cpikan_hr.solvers import growth
 from cpikan_hr.solvers.blocks import Block, ReadTarget, blocks_of
@@ -120,8 +120,8 @@ class GrownSample:
         sizes, _, _ = growth.growing_sizes(field, group, choice)
         cosine = Sample(field, group, target, shape, StartOptions(threshold=0), sizes=sizes)
         guesses = [cosine.price_for(aim, which) ** 2 for which, aim in enumerate(aims) if aim is not None]
-        blocks = blocks_of(shape, sizes[0].stride, growth.BLOCK)
-        count = max(1, -(-GROWN // growth.BLOCK))
+        blocks = growth.blocks_to_grow(field, sizes, shape)
+        count = max(1, -(-GROWN // at_once(growth.BLOCK, field.device)))
         self.numbers = [int(k) for k in np.random.default_rng(0).permutation(len(blocks))[:count]]
         self._fit = lambda number, price: growth.grow_block(
             field, group, choice, target, shape, blocks[number], price, alive

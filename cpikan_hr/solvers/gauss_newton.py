@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from cpikan_hr.networks.chebyshev_kernels import chebyshev_derivatives, input_derivatives
+from cpikan_hr.parallel import at_once
 
 CHUNK = 1_000_000  # elements of the largest temporary of a chunk of tiles: it stays in a core's cache
 RIDGE = 1e-5  # of the last layer's normal matrix, over its mean diagonal
@@ -213,7 +214,7 @@ def levenberg_marquardt(
     tiles, channels, pixels = data.shape
     units, inputs = w.shape[1:]
     w, last, loss = w.clone(), data.new_empty(tiles, channels, units * unit.terms + 1), data.new_empty(tiles)
-    step = max(1, CHUNK // (pixels * units * (channels * inputs + 3 * unit.terms)))
+    step = max(1, at_once(CHUNK, phi.device) // (pixels * units * (channels * inputs + 3 * unit.terms)))
     known, penalty = Inputs.of(phi), unit.penalty(units, prior, data)
     for start in range(0, tiles, step):
         numbers = torch.arange(start, min(tiles, start + step), device=data.device)

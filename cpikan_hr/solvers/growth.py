@@ -21,7 +21,7 @@ from cpikan_hr.fields import Field
 from cpikan_hr.fields.field import grown_network
 from cpikan_hr.fields.tiles import TileGrid
 from cpikan_hr.networks import build_network
-from cpikan_hr.parallel import in_threads
+from cpikan_hr.parallel import at_once, in_threads
 from cpikan_hr.recipe import LevelOptions
 from cpikan_hr.solvers.blocks import Block, Pixels, ReadTarget, blocks_of, read_block, shares_of
 from cpikan_hr.solvers.gauss_newton import Unit, features, levenberg_marquardt
@@ -274,6 +274,11 @@ def grow_block(
     return Grown(block, pixels, sizes, grids, unit_of(choice), choice.network.hidden[0], price, prior_of(field), alive)
 
 
+def blocks_to_grow(field: Field, sizes: list[Size], shape: tuple[int, int]) -> list[Block]:
+    """The blocks that grown tiles are solved in; their numbers name them to `grow`."""
+    return blocks_of(shape, sizes[0].stride, at_once(BLOCK, field.device))
+
+
 def grow(
     field: Field,
     group: int,
@@ -288,7 +293,7 @@ def grow(
 ) -> dict:
     """The networks of this process' share of the blocks. `known`: blocks whose ladders are fitted already."""
     sizes, _, _ = growing_sizes(field, group, choice)
-    blocks, pieces, done = blocks_of(shape, sizes[0].stride, BLOCK), {}, 0.0
+    blocks, pieces, done = blocks_to_grow(field, sizes, shape), {}, 0.0
 
     def alive() -> None:
         if progress:

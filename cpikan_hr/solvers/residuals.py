@@ -160,14 +160,14 @@ class Residuals:
         """Sub-problems of theta: the tiles that vary of levels that have several, the layers of levels of one tile;
         constants go with the last.
         """
-        found = []
+        found, everything = [], torch.arange(self.count, device=self.field.device)
         for group, size, begin, varies in zip(self.parameters, self.sizes, self.offsets, self.varying, strict=False):
-            numbers = begin + torch.arange(len(group[0]) * size).view(len(group[0]), size)
+            numbers = everything[begin : begin + len(group[0]) * size].view(len(group[0]), size)
             if len(group[0]) > 1:
-                found += list(numbers if varies is None else numbers[varies.cpu()])
+                found += list(numbers if varies is None else numbers[varies])
             else:
                 found += list(numbers[0].split([p[0].numel() for p in group]))
-        found[-1] = torch.cat([found[-1], torch.arange(self.offsets[-1], self.count)])
+        found[-1] = torch.cat([found[-1], everything[self.offsets[-1] :]])
         return found
 
     # ------------------------------------------------------------------------------------------------------- values

@@ -15,7 +15,7 @@ import torch
 
 from cpikan_hr.fields import Field
 from cpikan_hr.networks import Chebyshev2D
-from cpikan_hr.parallel import in_threads
+from cpikan_hr.parallel import at_once, in_threads
 from cpikan_hr.recipe import StartOptions
 from cpikan_hr.solvers.averaging import read_averaged
 from cpikan_hr.solvers.blocks import Block, Pixels, ReadTarget, blocks_of, read_block, shares_of
@@ -77,7 +77,7 @@ def fit_spectral(
     """The terms of this process' share of the blocks, per level number; `set_terms` puts them into the field."""
     sizes, halo = sizes_of(field, group)
     terms = {size.level: Terms(field.mix.shape[0] * size.pixels**2) for size in sizes}
-    blocks = blocks_of(shape, sizes[0].stride, BLOCK, square=start.shifts > 0)
+    blocks = blocks_of(shape, sizes[0].stride, at_once(BLOCK, field.device), square=start.shifts > 0)
     mine = list(shares_of(blocks, share, shares))
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ import torch
 
 from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Field
-from cpikan_hr.parallel import in_threads
+from cpikan_hr.parallel import at_once, in_threads
 from cpikan_hr.processes import ALONE, Processes
 from cpikan_hr.recipe import LevelOptions, Recipe, StartOptions
 from cpikan_hr.solvers.blocks import ReadTarget
@@ -28,7 +28,7 @@ ROUNDS = 3  # passes over the picture at most until a target is met, by growing 
 PASSES = 6  # and by closed-form ones, which are cheap
 RAISES = 10  # passes at ever higher prices at most, where all before took more parameters than allowed
 TIMED = 0.25  # parameters per px and channel at most of sparse levels whose only target is a time
-STRIP = 2**18  # pixels compared at once
+STRIP = 2**20  # pixels compared at once
 
 Progress = Callable[[str, float], None]
 Passed = Callable[[], tuple[float, float]]  # mean squared error, the level's parameters per px and channel
@@ -287,7 +287,7 @@ def mean_squared_error(
     """Over the known pixels and channels, of the recipe's first `groups` levels."""
     device = field.mix.device
     sums = torch.zeros(2, dtype=torch.float64, device=device)
-    rows = max(8, STRIP // shape[1])
+    rows = max(8, at_once(STRIP, device) // shape[1])
 
     def compare(start: int) -> tuple[float, int]:
         stop = min(start + rows, shape[0])

@@ -13,10 +13,10 @@ from torch import Tensor
 from cpikan_hr.fields import Field, Level
 from cpikan_hr.processes import Processes
 from cpikan_hr.recipe import LevelOptions
-from cpikan_hr.solvers.blocks import Block, Pixels, ReadTarget, blocks_of, read_block, shares_of
+from cpikan_hr.solvers.blocks import Block, Pixels, ReadTarget, read_block, shares_of
 from cpikan_hr.solvers.gauss_newton import Unit, features, levenberg_marquardt
 from cpikan_hr.solvers.grown_networks import read, unit_of, write
-from cpikan_hr.solvers.growth import BLOCK, growing_sizes, prior_of, tile_data, tile_windows
+from cpikan_hr.solvers.growth import blocks_to_grow, growing_sizes, prior_of, tile_data, tile_windows
 from cpikan_hr.solvers.leaves import Size
 
 COLOURS = ((0, 0), (0, 1), (1, 0), (1, 1))
@@ -35,7 +35,7 @@ def sweep(
 ) -> None:
     """One sweep over all grown tiles of the recipe's level, in place and alike on all processes."""
     sizes, _, halo = growing_sizes(field, group, choice)
-    blocks = blocks_of(shape, sizes[0].stride, BLOCK)
+    blocks = blocks_to_grow(field, sizes, shape)
     unit, per_size = unit_of(choice), 1 + choice.network.hidden[0]
     levels, prior = [field.levels[k] for k in field.groups[group]], prior_of(field)
     for done, colour in enumerate(COLOURS):

@@ -11,7 +11,7 @@ from cpikan_hr.fields import TileGrid
 from cpikan_hr.fields.field import grown_network
 from cpikan_hr.networks import build_network
 from cpikan_hr.processes import ALONE
-from cpikan_hr.solvers import growth, start, sweeps
+from cpikan_hr.solvers import growth, start
 from cpikan_hr.solvers.blocks import Block, blocks_of, read_block
 from cpikan_hr.solvers.gauss_newton import features
 from cpikan_hr.solvers.grown_networks import read, unit_of, write
@@ -219,8 +219,7 @@ def test_a_quadtree_is_not_below_uniform_tiles_of_as_many_parameters(name):
 
 
 def test_two_processes_grow_what_one_grows(monkeypatch):
-    for module in (growth, sweeps):
-        monkeypatch.setattr(module, "BLOCK", 32 * 32)
+    monkeypatch.setattr(growth, "BLOCK", 32 * 32)
     picture, levels = natural("camera", side=56), [level([16, 8])]
     recipe = recipe_of(levels, target={"psnr": 27})
 

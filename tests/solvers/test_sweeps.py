@@ -6,7 +6,7 @@ import torch
 from cases import GROWN, GROWN_SIREN, field_of, mean_square, natural, on_ranks, reader, recipe_of, rendered
 
 from cpikan_hr.processes import ALONE
-from cpikan_hr.solvers import growth, sweeps
+from cpikan_hr.solvers import growth
 from cpikan_hr.solvers.start import fit_field, sweep_field
 from cpikan_hr.solvers.sweeps import sweep
 
@@ -104,8 +104,7 @@ def test_unknown_pixels_take_no_part():
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_the_processes_shares_give_what_one_gives(ranks, monkeypatch):
-    for module in (growth, sweeps):
-        monkeypatch.setattr(module, "BLOCK", 16 * 32)
+    monkeypatch.setattr(growth, "BLOCK", 16 * 32)
     picture = natural("coffee", 100, 200)[: SHAPE[0], : SHAPE[1]]
     field, recipe = grown([level([16, 8])], picture)
     state = {name: value.clone() for name, value in field.state_dict().items()}
@@ -125,8 +124,8 @@ def test_blocks_do_not_matter_to_a_sweep(monkeypatch):
     picture = natural("coffee", 100, 200)[: SHAPE[0], : SHAPE[1]]
     field, recipe = grown([level([16, 8])], picture)
     state, results = {name: value.clone() for name, value in field.state_dict().items()}, []
-    for pixels in (sweeps.BLOCK, 16 * 16):
-        monkeypatch.setattr(sweeps, "BLOCK", pixels)
+    for pixels in (growth.BLOCK, 16 * 16):
+        monkeypatch.setattr(growth, "BLOCK", pixels)
         mine = type(field).from_layout(recipe.field, SHAPE, 3, state)
         sweep(mine, 0, recipe.field.levels[0], reader(picture), SHAPE, ALONE)
         results.append(error_of(mine, picture))
