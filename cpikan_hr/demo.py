@@ -21,6 +21,7 @@ from cpikan_hr.data.stack import open_stack
 from cpikan_hr.data.synth import synth
 from cpikan_hr.errors import exit_on_user_error
 from cpikan_hr.problems.decode import decode_stack
+from cpikan_hr.processes import compute_device
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,7 +61,8 @@ def main() -> None:
     stack = synth(out / "stack", size=(height, width), noise=arguments.noise, seed=0, progress=Progress("synth"))
     truth = out / "stack" / "height_true.npy"
     decoded, _ = decode_stack(open_stack(stack), out / "classical.tif", progress=Progress("decode"))
-    run("accelerate", "launch", "--config_file", "accelerate_configs/cpu.yaml", "-m", "cpikan_hr.train",
+    launch_file = "single_gpu" if compute_device().type == "cuda" else "cpu"
+    run("accelerate", "launch", "--config_file", f"accelerate_configs/{launch_file}.yaml", "-m", "cpikan_hr.train",
         "--config", "recipes/wafer.yaml", "--problem.stack", str(out / "stack"), "--output", str(out / "run"),
         "--problem.noise", str(max(arguments.noise, 0.3)))  # fmt: skip
     run("cpikan-hr", "render", str(out / "run"), "--out", str(out / "height.tif"))

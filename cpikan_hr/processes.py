@@ -52,7 +52,9 @@ class Processes:
         if self.ranks > 1:
             with self.together():
                 pass  # a rank that has failed meanwhile joins here instead
-            torch.distributed.all_reduce(tensor)
+            shared = tensor.to(self.device)
+            torch.distributed.all_reduce(shared)
+            tensor.copy_(shared)
 
     def gather(self, value: Any) -> list[Any]:
         """Collective. The value of every rank, in order (pickled: only between the processes of one launch)."""

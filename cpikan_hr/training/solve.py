@@ -63,7 +63,8 @@ def solve(
     done, first, spent, losses, state = 0, 0, 0, [], None
     if checkpoint is not None:
         done = checkpoints.step_of(checkpoint) - training.steps
-        state = load_tensors(checkpoint / checkpoints.SOLVE)
+        saved = load_tensors(checkpoint / checkpoints.SOLVE)
+        state = {name: value.to(field.device) for name, value in saved.items()}
         Residuals(field, problem).assign(state.pop("theta"))
         first, spent = state.pop("place").tolist()
         losses = state.pop("losses").tolist()

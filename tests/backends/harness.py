@@ -47,7 +47,7 @@ table: list[Agreement] = []  # printed at the end of the session by conftest.py
 
 
 def environment(gpu: bool = False) -> dict[str, str]:
-    hidden = {} if gpu else {"CUDA_VISIBLE_DEVICES": ""}
+    hidden = {"ACCELERATE_USE_CPU": "false"} if gpu else {"CUDA_VISIBLE_DEVICES": ""}
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **hidden}
 
 
