@@ -13,17 +13,40 @@ import time
 
 from device import add_device
 
-WIDTH, STRIP = 9344, 112
+WIDTH, STRIP = 9344, 448
 SPARSE = {"tile": 16, "overlap": 0.125, "network": {"kind": "chebyshev2d", "degree": None, "sparse": True}}
 TILES = {"tile": 16, "overlap": 0.125, "network": {"kind": "cpikan", "hidden": [6], "degree": [4, 2]}}
 GLOBAL = {"grid": [1, 1], "network": {"kind": "cpikan", "hidden": [8, 8], "degree": 5}}
+QUADTREE = {**SPARSE, "tile": [32, 16, 8, 4, 2], "overlap": 1.0}
+AREA = [0.15, 0.34, 0.26, 0.16, 0.09]  # that leaves of each size cover, as on the demo's wafer
 FIELDS = {
     "chebyshev2d": ([SPARSE], 20.0),
+    "quadtree": ([QUADTREE], 20.0),
     "cpikan": ([TILES], 4.0),
     "global_cpikan_and_chebyshev2d": ([GLOBAL, SPARSE], 4.0),
     "cpikan_and_chebyshev2d": ([TILES, SPARSE], 4.0),
 }
-TERMS = 30  # of 324 per tile: 0.12 parameters per pixel
+TERMS, LEAF_TERMS = 30, 5  # of 324 per tile: 0.12 parameters per pixel; of each leaf: 0.18
+
+
+def grow_leaves(field, rows: int) -> None:
+    """Leaves of random sizes, each square of the coarsest size cut into those of one."""
+    import torch
+
+    from cpikan_hr.networks import Chebyshev2D
+
+    coarsest = QUADTREE["tile"][0]
+    kind = torch.multinomial(torch.tensor(AREA), -(-rows // coarsest) * -(-WIDTH // coarsest), replacement=True)
+    kind = kind.view(-(-rows // coarsest), -1)
+    for number, (level, stride) in enumerate(zip(field.levels, QUADTREE["tile"], strict=True)):
+        leaves = (kind == number).repeat_interleave(coarsest // stride, 0).repeat_interleave(coarsest // stride, 1)
+        count = level.tile_grid.shape
+        active = torch.nonzero(leaves[: count[0], : count[1]].flatten())[:, 0]
+        size = round(2 * level.tile_grid.axes[0].half)
+        network = Chebyshev2D(len(active), 2, 1, degree=size - 1, sparse=True)
+        index = torch.arange(LEAF_TERMS).repeat(len(active))
+        network.set_terms(torch.full((len(active),), LEAF_TERMS), index, torch.randn(len(index)))
+        level.set_tiles(active, network, 1)
 
 
 def main() -> None:
@@ -47,9 +70,11 @@ def main() -> None:
     result = {"benchmark": "render", "device": args.device, "threads": args.threads, "width": WIDTH, "rows": args.rows}
     for name, (levels, limit) in FIELDS.items():
         field = Field.build(FieldOptions(levels=levels), (args.rows, WIDTH), 1)
+        if len(field.levels) == len(AREA):
+            grow_leaves(field, args.rows)
         for level in field.levels:
             network = level.network
-            if getattr(network, "sparse", False):
+            if getattr(network, "sparse", False) and levels[-1] is SPARSE:
                 size = network.shape[0] * network.shape[1]
                 index = torch.rand(network.tiles, size).topk(TERMS).indices.sort().values.flatten()
                 network.set_terms(torch.full((network.tiles,), TERMS), index, torch.zeros(len(index)))
