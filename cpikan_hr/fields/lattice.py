@@ -218,13 +218,13 @@ def _add(
 def _scattered(level, row: Span, column: Span, slots: Tensor, order: str) -> Tensor:
     """Windowed jets [R, Py, C, t, Px] of tiles [t], one of each of their rows and columns, point by point."""
     height, width, dtype = row.local.shape[1], column.local.shape[1], level.mean.dtype
-    count = len(slots)
-    factor_y = row.windows[:, :, :, None].expand(-1, -1, -1, width).reshape(3, -1)
-    factor_x = column.windows[:, :, None, :].expand(-1, -1, height, -1).reshape(3, -1)
-    windows = product_rows([factor_y, factor_x], order).reshape(count, height * width, -1).to(slots.device, dtype)
-    local_y, local_x = (part.local.to(slots.device, dtype) for part in (row, column))
+    count, device = len(slots), slots.device
+    factor_y = row.windows.to(device)[:, :, :, None].expand(-1, -1, -1, width).reshape(3, -1)
+    factor_x = column.windows.to(device)[:, :, None, :].expand(-1, -1, height, -1).reshape(3, -1)
+    windows = product_rows([factor_y, factor_x], order).reshape(count, height * width, -1).to(dtype)
+    local_y, local_x = (part.local.to(device, dtype) for part in (row, column))
     points = torch.stack([local_y[:, :, None].expand(-1, -1, width), local_x[:, None].expand(-1, height, -1)], -1)
-    inverse = level.tile_grid.inverse_half.to(slots.device).to(dtype)
+    inverse = level.tile_grid.inverse_half.to(device, dtype)
     jet = level.network(seed(points.reshape(count, -1, 2), order, inverse), slots)
     out = level.normalised(jet, slots)
     window = windows.transpose(-1, -2)[..., None]

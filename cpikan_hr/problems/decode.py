@@ -31,7 +31,7 @@ from cpikan_hr.problems.repair import HALO, PENALTY, repair_orders
 from cpikan_hr.problems.steps import Shared
 from cpikan_hr.problems.unwrap import Unwrapping
 
-CHUNK = 16384  # pixels decoded at a time: the arrays of one chunk fit the second-level cache
+CHUNK = 2**17  # pixels decoded at a time: with shorter operations threads wait for each other at Python's lock
 WINDOW = (256, 2048)  # rows, columns that a thread reads and decodes at a time
 
 _log = logging.getLogger(__name__)
