@@ -147,7 +147,7 @@ ROWS = {
         "poisson", [level(linear(6, 6), [k, k]) for k in (1, 2, 4, 8, 16, 32)], 0.1, 600,
         marquardt(8, damping=1e-9, dense=0), **MANY,
     ),
-    "allen_cahn": shipped("allen_cahn", 1e-5, 600),
+    "allen_cahn": shipped("allen_cahn", 2e-6, 600),
     "burgers": shipped("burgers", 1e-5, 600),
     "solver_bfgs": solver("bfgs", 2000),
     "solver_ssbfgs": solver("ssbfgs", 2000),

@@ -1,5 +1,6 @@
 """Hard constraints: what they promise holds for whatever the network is, and the ansatz has the derivatives it says."""
 
+import math
 from textwrap import dedent
 
 import pytest
@@ -9,6 +10,7 @@ from small_pdes import NETWORKS, close, make, random_points
 from cpikan_hr.errors import UserError
 from cpikan_hr.jets import pairs
 from cpikan_hr.problems.equations import SHIPPED
+from cpikan_hr.problems.equations.allen_cahn import AllenCahn
 from cpikan_hr.problems.equations.base import Periodic, coordinates
 
 EQUATIONS = [(name, {}) for name in SHIPPED] + [
@@ -133,6 +135,26 @@ def test_a_beginning_whose_value_or_slope_is_not_periodic_stays_soft(tmp_path, b
 def test_allen_cahn_begins_softly_beside_its_circle():
     problem, _ = hard("allen_cahn")  # x^2 cos(pi x) has slopes 2 and -2 at the ends
     assert soft_names(problem) == {"initial"} and problem.box.periodic == (0,)
+
+
+def test_the_lift_of_periodic_allen_cahn_is_its_beginning_with_the_kink_spread():
+    """What is added to the beginning solves the equation linearised about u = -1, and takes both slopes to zero."""
+    equation = AllenCahn(diffusivity=0.05, rate=3.0)
+    x, t = (torch.rand(40, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(k)) for k in (0, 1))
+    x = (1 - 0.2 * x).requires_grad_()
+    start = x**2 * torch.cos(math.pi * x)
+    assert (equation.lift(x=x, t=0 * t) - start).abs().max() <= 1e-14
+    t = (0.2 * t).requires_grad_()
+    added = equation.lift(x=x, t=t) - start
+    slope, change = torch.autograd.grad(added.sum(), (x, t), create_graph=True)
+    (bend,) = torch.autograd.grad(slope.sum(), x)
+    assert added.abs().max() > 0.01
+    assert (change - 0.05 * bend + 6 * added).abs().max() <= 1e-12 * change.abs().max()
+    ends = torch.tensor([[-1.0], [1.0]], dtype=torch.float64, requires_grad=True)
+    soon = torch.full_like(ends, 1e-4)
+    (slope,) = torch.autograd.grad(equation.lift(x=ends, t=soon).sum(), ends)
+    assert slope.flatten().abs().tolist() == pytest.approx([2 * 6e-4] * 2, rel=1e-3)  # 2 - 2 exp(-2 rate t)
+    assert AllenCahn(boundary="dirichlet").lift(x=x, t=t) is None
 
 
 def test_values_alone_are_hard_and_periodicity_stays_soft():

@@ -122,6 +122,13 @@ class Equation(ABC):
     def conditions(self) -> list[Condition | Periodic]:
         """What holds on the faces of the box."""
 
+    def lift(self, **at: Tensor) -> Tensor | None:
+        """A function of its own that takes the hard values on their faces; None: polynomials do (`constraints.py`).
+
+        For what no network should have to resolve, such as the first moments of a beginning with a kink.
+        """
+        return None
+
     def solution(self, **at: Tensor) -> Tensor | None:
         """The answer [n, C] at float64 points: a closed form, or a spectral solver's; None where none is known."""
         return None

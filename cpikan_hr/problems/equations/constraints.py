@@ -3,7 +3,7 @@
 `factor` vanishes on the constrained faces, and as the square where a velocity is given too; it is a product of
 polynomials of one axis each, of maximum about 1. `lift` takes the values there: one axis after the other is
 interpolated linearly (transfinite interpolation, Gordon and Hall 1973), which is exact where the conditions agree on
-their common edges. Axes with a velocity come first.
+their common edges. Axes with a velocity come first. An equation may bring a lift of its own.
 """
 
 from dataclasses import dataclass
@@ -68,7 +68,8 @@ class Ansatz:
         return product
 
     def lift(self, **at: Tensor) -> Tensor:
-        return self._lift(len(self.faces), at)
+        own = self.equation.lift(**at) if self.faces else None
+        return self._lift(len(self.faces), at) if own is None else own
 
     def _lift(self, count: int, at: dict[str, Tensor]) -> Tensor:
         """The lift of the first `count` axes."""
