@@ -24,8 +24,10 @@ from torch import Tensor
 
 from cpikan_hr.networks.chebyshev_kernels import chebyshev_derivatives, input_derivatives
 from cpikan_hr.parallel import at_once
+from cpikan_hr.solvers.damping import Damping
 
 CHUNK = 1_000_000  # elements of the largest temporary of a chunk of tiles: it stays in a core's cache
+LEAST = 1e-7  # damping
 RIDGE = 1e-5  # of the last layer's normal matrix, over its mean diagonal
 
 
@@ -220,30 +222,28 @@ def levenberg_marquardt(
         numbers = torch.arange(start, min(tiles, start + step), device=data.device)
         mine, here = data[numbers], None if weight is None else weight[numbers]
         model = linearise(unit, known, mine, w[numbers], here, penalty)
-        scale = torch.full((len(numbers),), damping, dtype=torch.float64, device=data.device)
-        growth, stalled = torch.full_like(scale, 3.0), torch.zeros_like(scale)
+        trusted = Damping.of(torch.full((len(numbers),), damping, dtype=torch.float64, device=data.device), LEAST)
+        stalled = torch.zeros_like(trusted.scale)
         for iteration in range(iterations):
             diagonal = model.matrix.diagonal(dim1=1, dim2=2)
             trust = diagonal + 1e-4 * diagonal.mean(1, keepdim=True) + 1e-12
-            damped = model.matrix + torch.diag_embed(scale[:, None] * trust)
+            damped = model.matrix + torch.diag_embed(trusted.scale[:, None] * trust)
             factor, info = torch.linalg.cholesky_ex(damped)
             move = torch.cholesky_solve(model.gradient[..., None], factor)[..., 0]
             move = torch.where((info == 0)[:, None], move, 0.0)
             moved = model.w + move.float().view_as(model.w)
             new = linearise(unit, known, mine, moved, here, penalty)
             gain = model.loss - new.loss
-            predicted = (move * (scale[:, None] * trust * move + model.gradient)).sum(1).clamp_min(1e-30)
-            ratio, accepted = gain.double() / predicted, new.loss < model.loss
+            accepted = new.loss < model.loss
             stalled = torch.where(gain > tolerance * model.loss, 0.0, stalled + 1)
-            shrink = torch.where(ratio > 0.75, 0.2, torch.where(ratio > 0.25, 0.5, 1.0))
-            scale = torch.where(accepted, (scale * shrink).clamp_min(1e-7), scale * growth)
-            growth = torch.where(accepted, 3.0, 2 * growth)
+            predicted = (move * (trusted.scale[:, None] * trust * move + model.gradient)).sum(1)
+            trusted.learn(gain.double(), predicted, accepted)
             model = model.take(accepted, new)
             live = stalled < patience
             if iteration + 1 < iterations and int(live.sum()) < 0.75 * len(numbers):  # compact what is left
                 w[numbers], last[numbers], loss[numbers] = model.w, model.last, model.loss
                 numbers, model = numbers[live], model.pick(live)
-                scale, growth, stalled = scale[live], growth[live], stalled[live]
+                trusted, stalled = trusted.pick(live), stalled[live]
                 mine, here = mine[live], None if here is None else here[live]
                 if not len(numbers):
                     break

@@ -3,9 +3,10 @@
 Up to a number of parameters J'J is assembled, cell by cell of points that see the same tiles, and factorised, as a band
 where it is one. Beyond it the system is solved by conjugate gradients on the Jacobian's blocks, preconditioned by one
 block per tile, to a share of the gradient (inexact Newton). D = diag(J'J), never below a share of its mean.
-Damping follows Nielsen (1999).
+Damping: `damping.py`.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from cpikan_hr.solvers.banded import Banded, narrow_order
 from cpikan_hr.solvers.cells import cells
+from cpikan_hr.solvers.damping import Damping
 from cpikan_hr.solvers.objective import Step
 from cpikan_hr.solvers.residuals import Block, Residuals
 
@@ -50,13 +52,14 @@ def levenberg_marquardt(
     else:
         system = Sparse(here, total)
     theta = here.theta()
-    scale, growth, evaluations = damping, 2.0, 0
+    trusted, evaluations = Damping.of(torch.tensor(damping, dtype=torch.float64)), 0
     if state:
-        scale, growth, evaluations = float(state["damping"]), float(state["growth"]), int(state["evaluations"])
+        trusted = Damping(state["damping"].cpu(), state["growth"].cpu())
+        evaluations = int(state["evaluations"])
     for _ in range(iterations):
         loss, gradient = system.linearise()
         for _ in range(FAILURES):
-            step = system.solve(scale)
+            step, found, predicted = system.solve(float(trusted.scale)), math.inf, 0.0
             evaluations += 1
             if step is not None:
                 here.assign(theta + step)
@@ -64,18 +67,16 @@ def levenberg_marquardt(
                 total(squared)
                 found = float(squared)
                 predicted = float(-(step @ (2 * gradient + system.product(step))))
-                if found < loss:  # also false for NaN
-                    break
-            scale, growth = scale * growth, growth * 2
+            lower = found < loss  # also false for NaN
+            trusted.learn(*torch.tensor([loss - found, predicted], dtype=torch.float64), torch.tensor(lower))
+            if lower:
+                break
         else:
             here.assign(theta)
             return
         theta = theta + step
-        ratio = (loss - found) / max(predicted, 1e-300)
-        scale, growth = max(scale * max(1 / 3, 1 - (2 * ratio - 1) ** 3), 1e-15), 2.0
-        kept = {"damping": scale, "growth": growth, "evaluations": evaluations}
-        numbers = {name: torch.tensor(value, dtype=torch.float64) for name, value in kept.items()}
-        yield Step(theta, found, 2 * float(gradient.norm()), evaluations, numbers)
+        state = {"damping": trusted.scale, "growth": trusted.growth, "evaluations": torch.tensor(evaluations)}
+        yield Step(theta, found, 2 * float(gradient.norm()), evaluations, state)
 
 
 class Dense:
