@@ -18,6 +18,7 @@ from cpikan_hr.jets import Jet, multiply, row_orders, seed
 from cpikan_hr.mapped import release
 from cpikan_hr.parallel import at_once
 
+SPARSE = 2  # coordinates per tile and axis, below which points are evaluated one by one
 FEW = 2  # tiles at a border that are evaluated one by one
 KEPT = 8  # chunks of tiles whose pages are kept: rows far apart touch pages all over a field's file
 
@@ -125,12 +126,29 @@ def add_lattice(level, out: Tensor, ys: Tensor, xs: Tensor, order: str) -> None:
     """Adds the jet of `level` on ys x xs to `out` [R, H, C, W], in which both axes are longer by their `margin`."""
     if level.network is None:
         return
-    axis_y, axis_x = level.tile_grid.axes
-    along_x = runs(span(axis_x, xs.cpu()))
-    for run in runs(span(axis_y, ys.cpu())):
+    along_y, along_x = (runs(span(axis, x.cpu())) for axis, x in zip(level.tile_grid.axes, (ys, xs), strict=True))
+    if _coarse(along_y, len(ys)) and _coarse(along_x, len(xs)):
+        _add_points(level, out, ys, xs, order)
+        return
+    for run in along_y:
         for rows in run.split():
             for columns in along_x:
                 _add_tiles(level, out, rows, columns, order)
+
+
+def _coarse(along: list[Run], count: int) -> bool:
+    """Whether tiles see so few coordinates, and so unalike, that point by point is quicker."""
+    alike = max(len(run.tiles.tiles) for run in along if run.step) if any(run.step for run in along) else 1
+    return alike == 1 and count <= SPARSE * sum(len(run.tiles.tiles) for run in along)
+
+
+def _add_points(level, out: Tensor, ys: Tensor, xs: Tensor, order: str) -> None:
+    height = max(1, at_once(level.chunk, out.device) // (len(out) * len(xs)))
+    for start in range(0, len(ys), height):
+        some = ys[start : start + height]
+        rows = level(torch.cartesian_prod(some, xs).to(out.device), order)  # [R, N, C]
+        out[:, start : start + len(some), :, : len(xs)] += rows.unflatten(1, (len(some), len(xs))).transpose(2, 3)
+        release()
 
 
 def _add_tiles(level, out: Tensor, rows: Run, columns: Run, order: str) -> None:

@@ -3,12 +3,12 @@
 Invariant: everything is read window by window, and a batch is a pure function of the pixels it is asked for.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from cpikan_hr.fields import Box, Field
@@ -90,13 +90,9 @@ class PixelProblem(Problem):
         return PixelBatches(self, recipe.batch, recipe.training.seed)
 
     def picture(self, field: Field, side: int) -> np.ndarray:
-        scale = min(1.0, side / max(self.shape))
-        ys, xs = (
-            (torch.arange(max(1, round(n * scale)), dtype=torch.float64, device=field.device) + 0.5)
-            * (n / max(1, round(n * scale)))
-            for n in self.shape
-        )
-        return field.lattice(ys, xs)[0].permute(1, 2, 0).cpu().numpy()
+        # Tiles of a power of two see every pixel of such a stride alike, which is many times as fast as any other.
+        stride = 2 ** max(0, math.ceil(math.log2(max(self.shape) / side)))
+        return field.pixels(0, self.shape[0], 0, self.shape[1], stride=stride).permute(1, 2, 0).cpu().numpy()
 
     @abstractmethod
     def target(self, y0: int, y1: int, x0: int, x1: int, stride: int = 1) -> Target:
