@@ -6,8 +6,10 @@ from test_field import NETWORKS, random_field
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cpikan_hr.fields import Field
+from cpikan_hr.fields.field import pixel_axis
 from cpikan_hr.fields.lattice import add_lattice
 from cpikan_hr.jets import row_count
+from cpikan_hr.networks import Chebyshev2D
 from cpikan_hr.recipe import FieldOptions
 
 CHUNK = 1024
@@ -125,3 +127,48 @@ def test_a_region_is_evaluated_without_touching_the_tiles_that_do_not_see_it(reg
     assert hit > spared > 0
     again = field.lattice(ys, xs, "laplacian")
     assert again.isfinite().all() and torch.equal(again, lattice)
+
+
+def scattered_quadtree(shape: tuple[int, int]) -> Field:
+    """Every leaf size with a random third of its tiles, each with a few random terms."""
+    generator = torch.Generator().manual_seed(0)
+    network = {"kind": "chebyshev2d", "degree": None, "sparse": True}
+    field = Field.build(FieldOptions(levels=[{"tile": [16, 8, 4], "overlap": 0.5, "network": network}]), shape, 2)
+    for level in field.levels:
+        active = torch.nonzero(torch.rand(level.tile_grid.tiles, generator=generator) < 0.33)[:, 0]
+        size = round(2 * level.tile_grid.axes[0].half)
+        network = Chebyshev2D(len(active), 2, 2, degree=size - 1, sparse=True)
+        values = torch.randn(6 * len(active), generator=generator)
+        terms = torch.tensor([0, 1, size, size**2, size**2 + 1, size**2 + size])
+        network.set_terms(torch.full((len(active),), 6), terms.repeat(len(active)), values)
+        level.set_tiles(active, network, 2)
+    return field.double()
+
+
+@pytest.mark.parametrize("chunk", [CHUNK, 2**18])
+@pytest.mark.parametrize("spacing", [0.5, 1.0, 3.7, 4.0, 16.0], ids="spacing {}".format)
+@pytest.mark.parametrize("corner", [(0.5, 0.5), (37.5, 50.5)], ids=str)
+def test_tiles_that_see_alike_and_tiles_that_do_not_agree_with_points(corner, spacing, chunk):
+    field = scattered_quadtree((100, 140))
+    for level in field.levels:
+        level.chunk = chunk
+    ends = zip(corner, (90, 140), strict=True)
+    ys, xs = (torch.arange(*pair, spacing, dtype=torch.float64) for pair in ends)
+    for order in ("value", "hessian"):
+        lattice = field.lattice(ys, xs, order)
+        with torch.no_grad():
+            points = field(torch.cartesian_prod(ys, xs), order).rows.unflatten(1, (len(ys), len(xs))).movedim(-1, 1)
+        assert (points - lattice).norm() <= 1e-12 * lattice.norm()
+
+
+def test_tiles_that_see_alike_are_evaluated_together(monkeypatch):
+    field = scattered_quadtree((400, 440))
+    calls = []
+    for level in field.levels:
+        plain = level.network.lattice_coefficients
+        monkeypatch.setattr(
+            level.network, "lattice_coefficients", lambda slots, plain=plain: calls.append(slots) or plain(slots)
+        )
+    field.lattice(pixel_axis(64, 320), pixel_axis(64, 384))
+    tiles = torch.cat(calls)
+    assert len(tiles) > 2000 and len(calls) < 120
