@@ -28,7 +28,6 @@ def _begin_anew(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[1])
     forget()
     yield
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     forget()
 
 

@@ -8,7 +8,7 @@ blend. Which tiles see what is reckoned on the CPU: a GPU would be waited for at
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor
@@ -102,15 +102,16 @@ def runs(tiles: Span) -> list[Run]:
     near = (torch.isclose(part.diff(dim=-2), part.new_zeros(()), atol=1e-9) for part in (tiles.local, tiles.windows))
     alike = next(near).all(1) & next(near).all(2).all(0) & (tiles.tiles.diff() == 1) & (tiles.count.diff() == 0)
     bounds = [0, *(torch.nonzero(~alike)[:, 0] + 1).tolist(), len(tiles.tiles)]
-    found, begin = [], 0  # from `begin` on tiles wait for the end of their run
-    for low, high in [*pairwise(bounds), (len(tiles.tiles), None)]:
-        step = tiles.pick(slice(low, high)).step() if high and high - low > 1 else None
-        if (step or high is None) and begin < low:
-            odd = Run(tiles.pick(slice(begin, low)), None)
-            found += odd.split() if low - begin <= FEW else [odd]
-        if step:
-            found.append(Run(tiles.pick(slice(low, high)), step))
-            begin = high
+    parts = [slice(*ends) for ends in pairwise(bounds)]
+    stepped = [(part, tiles.pick(part).step() if part.stop - part.start > 1 else None) for part in parts]
+    found = []
+    for odd, group in groupby(stepped, lambda pair: pair[1] is None):
+        some = list(group)
+        if odd:
+            between = Run(tiles.pick(slice(some[0][0].start, some[-1][0].stop)), None)
+            found += between.split() if len(between.tiles.tiles) <= FEW else [between]
+        else:
+            found += [Run(tiles.pick(part), step) for part, step in some]
     return found
 
 
