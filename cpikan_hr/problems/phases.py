@@ -7,7 +7,6 @@ Source: least-squares phase with general steps, J. E. Greivenkamp, Opt. Eng. 23 
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from cpikan_hr.errors import UserError
 
@@ -110,7 +109,7 @@ def _to_phase(a: np.ndarray, c: np.ndarray, s: np.ndarray, overtone: np.ndarray 
     A second harmonic adds `overtone` (cos 2 phi, sin 2 phi) [3, 2(, n)] times B to those answers: Newton's method finds
     the phase whose sum points where (c, s) does.
     """
-    phase = _angle(s, c)
+    phase = np.arctan2(s, c)
     if overtone is None:
         return a, np.hypot(c, s), phase
     (a_c, a_s), (c_c, c_s), (s_c, s_s) = overtone
@@ -126,12 +125,7 @@ def _to_phase(a: np.ndarray, c: np.ndarray, s: np.ndarray, overtone: np.ndarray 
     x, y = np.cos(phase) + c_c * cos2 + c_s * sin2, np.sin(phase) + s_c * cos2 + s_s * sin2
     modulation = (c * x + s * y) / (x * x + y * y)
     # Wrapped again: what a Newton step may have carried beyond pi.
-    return a - modulation * (a_c * cos2 + a_s * sin2), modulation, _angle(np.sin(phase), np.cos(phase))
-
-
-def _angle(y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """arctan2, by torch's vector instructions: a seventh of numpy's time."""
-    return torch.atan2(torch.from_numpy(y), torch.from_numpy(x)).numpy()
+    return a - modulation * (a_c * cos2 + a_s * sin2), modulation, np.arctan2(np.sin(phase), np.cos(phase))
 
 
 def _inverse(normal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
