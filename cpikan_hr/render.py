@@ -18,7 +18,7 @@ from cpikan_hr.quantities import Quantity, known_pixels, quantity_of, stack_mask
 from cpikan_hr.quantities_pde import lattice_coordinates, lattice_note
 from cpikan_hr.training.weights import Trained
 
-STRIP = 2**21  # output pixels of one strip
+STRIP = 2**20  # output pixels of one strip
 MAX_SIDE = 2**24  # output pixels: coordinates of both axes stand in memory
 PER_NM = {"nm": 1.0, "um": 1e-3, "m": 1e-9}  # units a height can be written in
 
