@@ -13,7 +13,7 @@ import time
 
 from device import add_device
 
-WIDTH, STRIP = 9344, 448
+WIDTH = 9344
 SPARSE = {"tile": 16, "overlap": 0.125, "network": {"kind": "chebyshev2d", "degree": None, "sparse": True}}
 TILES = {"tile": 16, "overlap": 0.125, "network": {"kind": "cpikan", "hidden": [6], "degree": [4, 2]}}
 GLOBAL = {"grid": [1, 1], "network": {"kind": "cpikan", "hidden": [8, 8], "degree": 5}}
@@ -58,14 +58,16 @@ def main() -> None:
     import torch
 
     from cpikan_hr.fields import Field
-    from cpikan_hr.parallel import in_threads
+    from cpikan_hr.parallel import at_once, in_threads
     from cpikan_hr.recipe import FieldOptions
+    from cpikan_hr.render import STRIP
     from cpikan_hr.runtime import prepare_process
 
     prepare_process()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     xs = torch.arange(WIDTH, dtype=torch.float64, device=args.device) + 0.5
+    height = max(1, at_once(STRIP, args.device) // WIDTH)
     wait = torch.cuda.synchronize if args.device == "cuda" else lambda: None
     result = {"benchmark": "render", "device": args.device, "threads": args.threads, "width": WIDTH, "rows": args.rows}
     for name, (levels, limit) in FIELDS.items():
@@ -83,13 +85,13 @@ def main() -> None:
         field.to(args.device)
 
         def strip(y: int, field: Field = field) -> None:
-            ys = torch.arange(y, min(y + STRIP, args.rows), dtype=torch.float64, device=args.device) + 0.5
+            ys = torch.arange(y, min(y + height, args.rows), dtype=torch.float64, device=args.device) + 0.5
             field.lattice(ys, xs)
 
         strip(0)
         wait()
         wall, cpu = time.perf_counter(), time.process_time()
-        for _ in in_threads(strip, range(0, args.rows, STRIP), args.device):
+        for _ in in_threads(strip, range(0, args.rows, height), args.device):
             pass
         wait()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
