@@ -139,11 +139,12 @@ def add_lattice(level, out: Tensor, ys: Tensor, xs: Tensor, order: str) -> None:
 
 def _coarse(along: list[Run], count: int) -> bool:
     """Whether tiles see so few coordinates, and so unalike, that point by point is quicker."""
-    alike = max(len(run.tiles.tiles) for run in along if run.step) if any(run.step for run in along) else 1
+    alike = max((len(run.tiles.tiles) for run in along if run.step), default=1)
     return alike == 1 and count <= SPARSE * sum(len(run.tiles.tiles) for run in along)
 
 
 def _add_points(level, out: Tensor, ys: Tensor, xs: Tensor, order: str) -> None:
+    """The same as `add_lattice`, each point by itself."""
     height = max(1, at_once(level.chunk, out.device) // (len(out) * len(xs)))
     for start in range(0, len(ys), height):
         some = ys[start : start + height]
