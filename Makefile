@@ -14,7 +14,10 @@ export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: install test demo bench bench-gpu gallery lint doctor clean
 
-install: $(VENV)/packages.stamp $(TORCH_EXTENSIONS_DIR)/built.stamp
+# One operator more where libaio's headers are: installed later, it is built by the next `make install`.
+BUILT := $(TORCH_EXTENSIONS_DIR)/built$(if $(wildcard /usr/include/libaio.h),_with_aio).stamp
+
+install: $(VENV)/packages.stamp $(BUILT)
 
 $(VENV)/packages.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -23,7 +26,7 @@ $(VENV)/packages.stamp: pyproject.toml constraints.txt
 	touch $@
 
 # Built ahead because DeepSpeed would compile inside the first run, and hang for ever on the lock of a killed build.
-$(TORCH_EXTENSIONS_DIR)/built.stamp: $(VENV)/packages.stamp cpikan_hr/training/operators.py
+$(BUILT): $(VENV)/packages.stamp cpikan_hr/training/operators.py
 	$(BIN)/python -m cpikan_hr.training.operators
 	touch $@
 

@@ -12,9 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-
 from cpikan_hr.cli import Progress, size
+from cpikan_hr.data.difference import difference
 from cpikan_hr.data.preview import read_decimated, save_preview
 from cpikan_hr.data.source import open_source
 from cpikan_hr.data.stack import open_stack
@@ -24,17 +23,6 @@ from cpikan_hr.problems.decode import decode_stack
 from cpikan_hr.processes import compute_device
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def rmse_nm(path: Path, truth: Path) -> float:
-    """Root mean square difference of two maps of one shape, strip by strip."""
-    first, second = open_source(path), open_source(truth)
-    height, width = first.shape[:2]
-    total = 0.0
-    for y in range(0, height, 256):
-        window = (y, min(y + 256, height), 0, width)
-        total += np.square(first.read(*window).astype(np.float64) - second.read(*window)).sum()
-    return float(np.sqrt(total / (height * width)))
 
 
 def run(*words: str) -> str:
@@ -70,8 +58,9 @@ def main() -> None:
     maps = [read_decimated(open_source(path))[..., 0] for path in (out / "height.tif", truth)]
     picture = out / "height.png"
     save_preview(picture, [*maps, maps[0] - maps[1]], ["field", "truth", "difference"], unit="nm")
+    classical = difference(open_source(Path(decoded)), open_source(truth))
     print(f"stack      {height} x {width} px, {time.perf_counter() - began:.0f} s in all")
-    print(f"RMSE       field {figures['rmse']:.2f} nm, classical decode {rmse_nm(Path(decoded), truth):.2f} nm")
+    print(f"RMSE       field {figures['rmse']:.2f} nm, classical decode {classical.rms:.2f} nm")
     print(f"field      {figures['params_per_px']:.3f} parameters per px, peak RSS {figures['peak_rss_mb']:.0f} MB")
     print(f"map        {out / 'height.tif'}")
     print(f"picture    {picture}")

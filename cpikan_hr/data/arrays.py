@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import numpy as np
-import zarr
 
 from cpikan_hr.data.windows import RawRows, Source
 from cpikan_hr.errors import UserError
@@ -62,6 +61,8 @@ def open_npy(path: Path, page: int | None) -> Source:
 
 
 def _zarr_array(path: Path):
+    import zarr  # a third of a second that other files need not wait for
+
     try:
         array = zarr.open(path, mode="r")
     except (FileNotFoundError, ValueError, KeyError, zarr.errors.BaseZarrError) as error:

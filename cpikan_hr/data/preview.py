@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from cpikan_hr.data.windows import Source
 from cpikan_hr.files import whole_file
@@ -39,6 +37,9 @@ def save_preview(
     Maps share one colour scale and have a colour bar in `unit`; a title that starts with "difference" gets a symmetric
     scale of its own, from the 1st to the 99th percentile.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second that only who draws waits for
+    from matplotlib.figure import Figure
+
     path = Path(path)
     height, width = arrays[0].shape[:2]
     panel, aspect = 5.0, min(max(height / width, 0.3), 2.0)  # inches; very long maps still get a readable panel

@@ -3,7 +3,7 @@
 Invariants
 * `stack.yaml` says what a real instrument's would: nominal steps, the frames that are there. What only the truth knows
   stands beside it (`height_true.npy`; `steps_true.yaml` where the steps are wrong).
-* Memory depends on the width of the image and the number of threads, not on its height: it is rendered in strips.
+* Memory depends on the number of threads, not on the size of the image: it is rendered window by window.
 * The folder appears by one rename when it is whole; a failure leaves nothing, and foreign folders are never replaced.
 """
 
@@ -11,11 +11,11 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import yaml
-import zarr
 
 from cpikan_hr.data.camera import BLOCK, PERFECT, Camera, Imperfections
 from cpikan_hr.data.glints import MOST
@@ -27,7 +27,7 @@ from cpikan_hr.data.writers import MapWriter, check_space
 from cpikan_hr.errors import UserError
 from cpikan_hr.files import created_folder, writing
 
-STRIP = BLOCK[0]
+WINDOW = BLOCK[0], 2 * BLOCK[1]  # px that a thread makes at a time
 MARKER = "# written by cpikan-hr synth"
 PIXEL_PITCH_UM = 3.2
 _SUFFIXES = {"bmp": ".bmp", "png": ".png", "tiff": ".tif", "npy": ".npy", "zarr": ".zarr"}
@@ -55,7 +55,7 @@ def synth(
     `bit_depth`: 8, 10, 12 or 16. `format`: bmp, png, tiff, npy (one file per frame) or zarr (one array); default bmp
     for 8 bits, tiff otherwise. `height`: the surface is `scale` times this map (.npy or TIFF, nm), mirrored where it
     ends, in place of the wafer's own. `flaws`: what the instrument does not know about itself.
-    `progress(done, total)` counts strips. A stack written here before is replaced.
+    `progress(done, total)` counts windows. A stack written here before is replaced.
     UserError: what is asked for cannot be, the folder holds something else, the disk is too small.
     """
     out_dir = Path(out_dir)
@@ -103,7 +103,10 @@ def _write_frames(folder: Path, camera: Camera, format: str, threads: int | None
         truth = stack.enter_context(MapWriter(folder / "height_true.npy", (height, width), np.float32))
         writers, array = [], None
         if format == "zarr":
-            layout = dict(shape=(n_frames, height, width), chunks=(1, 4 * STRIP, min(1024, width)), dtype=camera.dtype)
+            import zarr
+
+            chunk = 4 * WINDOW[0], min(WINDOW[1] // 2, width)
+            layout = dict(shape=(n_frames, height, width), chunks=(1, *chunk), dtype=camera.dtype)
             array = zarr.create_array(folder / "frames.zarr", **layout)
         else:
             # A missing frame leaves a gap in the numbers.
@@ -111,20 +114,21 @@ def _write_frames(folder: Path, camera: Camera, format: str, threads: int | None
             names = [folder / f"bucket_{i:02d}{suffix}" for i in numbers]
             writers = [stack.enter_context(MapWriter(n, (height, width), camera.dtype)) for n in names]
 
-        # A Zarr chunk must not be written by two threads, so there a strip is a row of chunks.
-        strip = 4 * STRIP if array is not None else STRIP
+        # A Zarr chunk must not be written by two threads, so there a window holds whole chunks.
+        down, across = (4 * WINDOW[0] if array is not None else WINDOW[0]), WINDOW[1]
 
-        def render(y0: int) -> None:
-            y1 = min(y0 + strip, height)
-            height_nm = camera.scene.height_nm(y0, y1, 0, width)
-            frames = camera.frames(y0, y1, 0, width, height_nm)
-            truth.write(y0, 0, height_nm)
+        def render(corner: tuple[int, int]) -> None:
+            y0, x0 = corner
+            y1, x1 = min(y0 + down, height), min(x0 + across, width)
+            height_nm = camera.scene.height_nm(y0, y1, x0, x1)
+            frames = camera.frames(y0, y1, x0, x1, height_nm)
+            truth.write(y0, x0, height_nm)
             if array is not None:
-                array[:, y0:y1] = frames
+                array[:, y0:y1, x0:x1] = frames
             for writer, frame in zip(writers, frames, strict=False):
-                writer.write(y0, 0, frame)
+                writer.write(y0, x0, frame)
 
-        each_in_threads(render, range(0, height, strip), threads, progress)
+        each_in_threads(render, product(range(0, height, down), range(0, width, across)), threads, progress)
         each_in_threads(MapWriter.finish, [truth, *writers], threads)
 
 

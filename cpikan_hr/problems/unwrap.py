@@ -15,9 +15,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
-from scipy.sparse import coo_array, csgraph
-from skimage.restoration import unwrap_phase
+import scipy  # whose parts load when they are first used, and skimage's
+import skimage
 
 from cpikan_hr.data.spool import SpooledMap
 from cpikan_hr.data.threads import each_in_threads
@@ -98,7 +97,7 @@ class Unwrapping:
         """Number of the connected part of every pixel of a tile (0: not valid), and how many there are."""
         valid = self.valid(*self._window(i, j)).copy()
         valid[self.rows[i + 1] - self.rows[i] :, self.columns[j + 1] - self.columns[j] :] = False  # shared with none
-        return ndimage.label(valid)
+        return scipy.ndimage.label(valid)
 
     def _tile(self, i: int, j: int) -> Tile:
         window = self._window(i, j)
@@ -109,13 +108,13 @@ class Unwrapping:
         turns = np.zeros(valid.shape)
         if parts:
             turning = np.ma.array(2 * np.pi * phase, mask=~valid)
-            turns = np.rint(np.ma.getdata(unwrap_phase(turning, rng=0)) / (2 * np.pi) - phase)
+            turns = np.rint(np.ma.getdata(skimage.restoration.unwrap_phase(turning, rng=0)) / (2 * np.pi) - phase)
         self.turns.write(window[0], window[2], np.where(valid, turns, np.nan)[:h, :w, None])
         inside, numbers = part[:h, :w], np.arange(1, parts + 1)
         n = self.overlap
         shared = [np.s_[:n, :w], np.s_[:h, :n], np.s_[h:, :w], np.s_[:h, w:]]
         strips = [Strip(turns[at].astype(np.int32), part[at].copy()) for at in shared]
-        total = ndimage.sum_labels((phase + turns)[:h, :w], inside, numbers)
+        total = scipy.ndimage.sum_labels((phase + turns)[:h, :w], inside, numbers)
         return Tile(np.bincount(inside.ravel(), minlength=parts + 1)[1:], total, *strips)
 
     def _add(self, i: int, j: int, offsets: np.ndarray) -> None:
@@ -149,16 +148,17 @@ def _joined(links: np.ndarray, pixels: np.ndarray, phase: np.ndarray) -> tuple[n
     if not parts:
         return np.zeros(0), 0
     one, two, turns, agree = links.T
-    tree = csgraph.minimum_spanning_tree(coo_array((1 / agree, (one, two)), (parts, parts)).tocsr())
-    regions, region = csgraph.connected_components(tree, directed=False)
+    graphs, links_of = scipy.sparse.csgraph, scipy.sparse.coo_array((1 / agree, (one, two)), (parts, parts))
+    tree = graphs.minimum_spanning_tree(links_of.tocsr())
+    regions, region = graphs.connected_components(tree, directed=False)
     # A part more, at the root of all: one walk along the tree reaches every region.
     roots = np.unique(region, return_index=True)[1]
     tree = tree.tocoo()
-    grown = coo_array(
+    grown = scipy.sparse.coo_array(
         (np.ones(tree.nnz + regions), (np.r_[tree.row, np.full(regions, parts)], np.r_[tree.col, roots])),
         (parts + 1, parts + 1),
     )
-    order, before = csgraph.breadth_first_order(grown.tocsr(), parts, directed=False)
+    order, before = graphs.breadth_first_order(grown.tocsr(), parts, directed=False)
     step = {(a, b): t for a, b, t in zip(one.tolist(), two.tolist(), turns.tolist(), strict=True)}
     offset = np.zeros(parts + 1)
     for this in order[1:].tolist():

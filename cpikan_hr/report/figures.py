@@ -5,16 +5,13 @@ import math
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
+from cpikan_hr.data.difference import difference
 from cpikan_hr.data.source import Source, open_source
 from cpikan_hr.errors import UserError
 from cpikan_hr.evaluate import costs, evaluate, surface
 from cpikan_hr.problems import Problem
 from cpikan_hr.problems.decode import decode_stack
 from cpikan_hr.training.weights import Trained
-
-ROWS = 256  # of a map compared at a time
 
 
 def figures_of(trained: Trained, reference: Source | None, file_bytes: int, remove: str) -> dict:
@@ -32,21 +29,11 @@ def classical_rmse(problem: Problem | None, folder: Path, remove_offset: bool) -
     stack = getattr(problem, "stack", None)
     if stack is None or stack.reference is None or stack.phase_steps_rad is None:
         return None
-    truth = open_source(stack.reference)
-    total, count = np.zeros(2), 0
     with tempfile.TemporaryDirectory(prefix=".report-", suffix=".part", dir=folder) as scratch:
         path, _ = decode_stack(stack.stack, Path(scratch) / "classical.npy")
-        decoded = open_source(path)
-        height, width = decoded.shape[:2]
-        for y in range(0, height, ROWS):
-            window = (y, min(y + ROWS, height), 0, width)
-            error = decoded.read(*window).astype(np.float64) - truth.read(*window)
-            error = error[np.isfinite(error)]
-            total += error.sum(), np.square(error).sum()
-            count += error.size
-        del decoded
-    mean = total[0] / max(count, 1) if remove_offset else 0.0
-    return math.sqrt(max(total[1] / count - 2 * mean * total[0] / count + mean**2, 0.0)) if count else None
+        found = difference(open_source(path), open_source(stack.reference))
+    rmse = found.deviation if remove_offset else found.rms
+    return None if math.isnan(rmse) else rmse
 
 
 def metrics_of(run: Path) -> list[dict]:

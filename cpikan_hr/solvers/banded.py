@@ -9,10 +9,8 @@ it is.
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
-import scipy.sparse
+import scipy  # whose parts load when they are first used
 import torch
-from scipy.sparse.csgraph import reverse_cuthill_mckee
 from torch import Tensor
 
 from cpikan_hr.solvers.cells import cells
@@ -49,7 +47,7 @@ def narrow_order(residuals: Residuals, total) -> Order:
     begins, sizes = begins[tiles], sizes[tiles]
     a, b = graph.nonzero()
     found = []
-    for order in (np.arange(len(tiles)), reverse_cuthill_mckee(graph, symmetric_mode=True)):
+    for order in (np.arange(len(tiles)), scipy.sparse.csgraph.reverse_cuthill_mckee(graph, symmetric_mode=True)):
         first = np.empty_like(begins)
         first[order] = np.cumsum(sizes[order]) - sizes[order]
         places = np.concatenate([begins[tile] + np.arange(sizes[tile]) for tile in order])
@@ -57,7 +55,7 @@ def narrow_order(residuals: Residuals, total) -> Order:
     return min(found, key=lambda order: order.width)
 
 
-def _seen_together(residuals: Residuals, counts: list[int]) -> scipy.sparse.csr_array:
+def _seen_together(residuals: Residuals, counts: list[int]) -> "scipy.sparse.csr_array":
     """[T, T]: in how many residuals two tiles meet; tiles of all levels one after the other."""
     together = scipy.sparse.csr_array((sum(counts), sum(counts)))
     firsts = np.cumsum(counts) - counts

@@ -14,8 +14,6 @@ import time
 from functools import cache
 from pathlib import Path
 
-import psutil
-
 from cpikan_hr.errors import UserError, exit_on_user_error
 
 # What the shipped backends load: Adam on the host, all-reduce through shared memory, pinned pages, NVMe input/output.
@@ -64,6 +62,8 @@ def libaio_headers() -> bool:
 
 
 def _someone_builds_in(build_folder: Path) -> bool:
+    import psutil  # a fifth of a second, and locks are rare
+
     for process in psutil.process_iter():
         try:
             if Path(process.cwd()) == build_folder.resolve():

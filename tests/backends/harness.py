@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 import yaml
 
@@ -88,9 +89,16 @@ def launch(
     finally:
         for process in running:
             if process.poll() is None:
-                os.killpg(process.pid, 9)
-                process.wait()
+                end(process)
     return Launch([process.returncode for process in running], "\n".join(outputs))
+
+
+def end(process: subprocess.Popen) -> None:
+    """Kills a launch with its workers, each of which has a session of its own."""
+    for one in psutil.Process(process.pid).children(recursive=True):
+        one.kill()
+    process.kill()
+    process.wait()
 
 
 def train_each(folder: Path, trees: list[dict]) -> tuple[str, ...]:
