@@ -6,10 +6,11 @@ import tempfile
 from pathlib import Path
 
 import bad_input
+import forks
 import numpy as np
 import pytest
 from bad_input import refused, snapshot, train_words
-from own_process import environment, own_process
+from own_process import own_process
 from PIL import Image
 
 from cpikan_hr.cli import main as cli
@@ -282,9 +283,11 @@ def test_an_interrupt_while_it_computes(name, run, tmp_path, monkeypatch, capfd)
 
 
 def launch(*words: str) -> tuple[int, str, str]:
+    forks.ensure_server()
     accelerate = [str(Path(sys.executable).parent / "accelerate"), "launch"]
-    command = [*accelerate, "--config_file", "accelerate_configs/ddp_cpu.yaml", *words]
-    done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "tests/forked.py", *accelerate, "--config_file", "accelerate_configs/ddp_cpu.yaml"]
+    command += ["tests/forked.py", *words]
+    done = subprocess.run(command, env=forks.environment(), cwd=ROOT, capture_output=True, text=True, timeout=120)
     return done.returncode, done.stdout, done.stderr
 
 

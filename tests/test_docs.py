@@ -1,14 +1,13 @@
 """Documents that are generated, or that name commands and files, are true."""
 
 import json
-import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+from own_process import captured
 from PIL import Image
 
 from cpikan_hr.cli import main as cli
@@ -45,14 +44,12 @@ def test_the_commands_of_the_readme_run_one_after_the_other(tmp_path):
     y, x = np.mgrid[0:310, 0:510]
     photo = np.stack([128 + 100 * np.sin(x / 19), 128 + 90 * np.cos(y / 17), (x + y) / 4], -1)
     Image.fromarray(photo.round().astype(np.uint8)).save(tmp_path / "photo.png")
-    scripts = Path(sys.executable).parent
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
     commands = commands_of("README.md")
     assert len(commands) >= 8
     for words in commands:
-        words = [word.replace("2336x1750", "160x120") for word in words]
-        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{shlex.join(words)}: {done.stderr[-2000:]}"
+        script, *options = [word.replace("2336x1750", "160x120") for word in words]
+        code, _, err = captured([str(Path(sys.executable).parent / script), *options], tmp_path)
+        assert code == 0, f"{shlex.join(words)}: {err[-2000:]}"
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"height.tif", "classical.tif", "part.png"}
     assert (tmp_path / "runs" / "image" / "field.packed.safetensors").is_file()
 

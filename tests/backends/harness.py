@@ -4,22 +4,20 @@ Invariant: the command is the README's, with the shipped file as it is; only the
 command line (and for the files of one process `--multi_gpu`, which starts torchrun). GPUs are hidden.
 """
 
-import os
 import socket
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import forks
 import psutil
 import torch
-import yaml
 
 ROOT = Path(__file__).parents[2]
-TOY = ("tests/backends/toy.py",)
 ONE_PROCESS = ("cpu", "single_gpu")  # distributed_type 'NO'
 MULTINODE = ("multinode_ddp", "multinode_zero3_offload")
-TIMEOUT_SECONDS = 300.0
+TIMEOUT_SECONDS = 900.0  # on a machine with much else to do
 
 
 @dataclass
@@ -31,6 +29,29 @@ class Launch:
 
     def check(self) -> None:
         assert self.codes == [0] * len(self.codes), self.output[-4000:]
+
+
+@dataclass
+class Launched:
+    """What the launches under one backend file left: a folder for each program, and how each of them ended."""
+
+    folder: Path
+    launches: list[Launch]
+    ended: list[tuple[str, int]]  # name, exit code; in the order in which they ran
+
+    @property
+    def output(self) -> str:
+        return "\n".join(launch.output for launch in self.launches)
+
+    def said(self, name: str) -> str:
+        """What all processes printed from the (last) beginning of a program to that of the next."""
+        return self.output.rpartition(f"program {name}\n")[2].partition("\nprogram ")[0]
+
+    def run(self, name: str, *codes: int) -> Path:
+        """The folder of a program that ended with `codes` (default: 0), one for each time it was run."""
+        found = [code for one, code in self.ended if one == name]
+        assert found == list(codes or [0]), f"{name} ended with {found}\n{self.output[-4000:]}"
+        return self.folder / name
 
 
 @dataclass
@@ -47,20 +68,25 @@ class Agreement:
 table: list[Agreement] = []  # printed at the end of the session by conftest.py
 
 
-def environment(gpu: bool = False) -> dict[str, str]:
-    hidden = {"ACCELERATE_USE_CPU": "false"} if gpu else {"CUDA_VISIBLE_DEVICES": ""}
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **hidden}
-
-
 def launch(
-    config: str, *program: str, processes: int = 2, timeout: float = TIMEOUT_SECONDS, gpu: bool = False
+    config: str,
+    *program: str,
+    processes: int = 2,
+    timeout: float = TIMEOUT_SECONDS,
+    gpu: bool = False,
+    forked: bool = True,
 ) -> Launch:
     """Runs `accelerate launch --config_file accelerate_configs/CONFIG.yaml ... PROGRAM...` from the repository's root.
 
     `program` is a script or `-m module`, then its arguments. A multi-node file is launched once per machine rank, with
-    one process each. Every process is ended at the time-out.
+    one process each. Every process is ended at the time-out. `forked`: the launcher and each of the processes
+    that it launches let a fork of the tests' server be the program in their place.
     """
     accelerate = [str(Path(sys.executable).parent / "accelerate"), "launch"]
+    if forked:
+        forks.ensure_server()
+        accelerate = [sys.executable, "tests/forked.py", *accelerate]
+        program = ("tests/forked.py", *program)
     command = [*accelerate, "--config_file", f"accelerate_configs/{config}.yaml", "--num_processes", str(processes)]
     if config in ONE_PROCESS and processes > 1:
         command += ["--multi_gpu"]
@@ -74,7 +100,7 @@ def launch(
         subprocess.Popen(
             [*command, *program],
             cwd=ROOT,
-            env=environment(gpu),
+            env=forks.environment(gpu),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -94,24 +120,20 @@ def launch(
 
 
 def end(process: subprocess.Popen) -> None:
-    """Kills a launch with its workers, each of which has a session of its own."""
-    for one in psutil.Process(process.pid).children(recursive=True):
-        one.kill()
-    process.kill()
-    process.wait()
-
-
-def train_each(folder: Path, trees: list[dict]) -> tuple[str, ...]:
-    """The program that trains one recipe after the other in each process of a launch."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipes.yaml").write_text(yaml.safe_dump_all(trees))
-    return ("tests/backends/train_each.py", str(folder / "recipes.yaml"))
+    """Ends a launch with its workers, each of which has a session of its own."""
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    for one in (process, *workers):
+        try:
+            one.wait(forks.GRACE_SECONDS)
+        except (subprocess.TimeoutExpired, psutil.TimeoutExpired):
+            one.kill()
 
 
 def run_alone(*program: str, timeout: float = TIMEOUT_SECONDS) -> Launch:
     """The same program as one process, without `accelerate launch`."""
     done = subprocess.run(
-        [sys.executable, *program], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout
+        [sys.executable, *program], cwd=ROOT, env=forks.environment(), capture_output=True, text=True, timeout=timeout
     )
     return Launch([done.returncode], done.stdout + done.stderr)
 

@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import harness
-import numpy as np
 import pytest
 import torch
 import yaml
-from harness import ROOT, TOY, Agreement, launch, relative_difference, run_alone, weight_difference
+from harness import ROOT, Agreement, launch, relative_difference, run_alone, weight_difference
+from pictures import mixed
+from programs import BF16, POISONED, RESUMED
 from safetensors.torch import load_file
 
 from cpikan_hr.training.export import export
@@ -16,16 +17,22 @@ from cpikan_hr.training.weights import load_field
 
 CONFIGS = sorted(path.stem for path in (ROOT / "accelerate_configs").glob("*.yaml"))
 TRAINED = [name for name in CONFIGS if name != "fsdp2"]
-# One of each kind of checkpoint: replicated, sharded optimizer, sharded parameters on the host, optimizer on NVMe.
-RESUMED = ("ddp_cpu", "zero2", "zero3_offload", "zero3_nvme")
 
 
-def result(folder: Path) -> dict:
-    return json.loads((folder / "result.json").read_text())
+def result(folder: Path, name: str = "result") -> dict:
+    return json.loads((folder / f"{name}.json").read_text())
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / "weights.pt", weights_only=True)
+
+
+def field(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "field.safetensors")
+
+
+def metrics(run: Path, key: str) -> list[float]:
+    return [json.loads(line)[key] for line in (run / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
 
 
 def test_the_issue_s_backends_are_shipped():
@@ -35,145 +42,107 @@ def test_the_issue_s_backends_are_shipped():
     }
 
 
-@pytest.fixture(scope="session")
-def recipe(tmp_path_factory) -> Path:
-    """A small picture, a loss with second derivatives, a dense level and a sparse quadtree, two micro-batches and
-    clipping.
-    """
-    folder = tmp_path_factory.mktemp("recipe")
-    y, x = np.mgrid[0:40, 0:56]
-    np.save(folder / "picture.npy", (np.sin(x / 5) * np.cos(y / 4)).astype(np.float32))
-    tree = {
-        "output": "given on the command line",
-        "problem": {"kind": "image", "path": str(folder / "picture.npy"), "laplacian": 1e-3},
-        "field": {
-            "levels": [
-                {"grid": [1, 1], "network": {"kind": "cpikan", "hidden": [5], "degree": 4}},
-                {"tile": 12, "overlap": 0.5, "network": {"kind": "chebyshev2d", "degree": 1}},
-                {"tile": [16, 8], "overlap": 0.25, "network": {"kind": "chebyshev2d", "degree": None, "sparse": True}},
-            ]
-        },
-        "target": {"rmse": 0.1},
-        "batch": {"blocks": 4, "size": 24, "stride": 3},
-        "training": {"steps": 20, "accumulate": 2, "clip": 0.1, "log_every": 1, "checkpoint_steps": 10, "keep": 9},
-    }
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(tree))
-    return path
-
-
-def program(recipe: Path, run: Path) -> tuple[str, ...]:
-    return ("-m", "cpikan_hr.train", "--config", str(recipe), "--output", str(run))
-
-
-def metrics(run: Path, key: str) -> list[float]:
-    return [json.loads(line)[key] for line in (run / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
-
-
-@pytest.fixture(scope="session")
-def reference(recipe, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("reference")
-    run_alone(*program(recipe, folder)).check()
-    return folder
-
-
 @pytest.mark.parametrize("config", TRAINED)
-def test_two_processes_agree_with_one_and_resume_exactly(config, recipe, reference, tmp_path):
-    launch(config, *program(recipe, tmp_path)).check()
-    about = load_field(tmp_path).about
-    assert about["processes"] == 2
+def test_two_processes_agree_with_one(config, launched):
+    run, reference = launched(config).run("mixed"), launched("alone").run("mixed")
+    assert load_field(run).about["processes"] == 2
     agreement = Agreement(
         config,
         "2 x 1" if config in harness.MULTINODE else "2",
-        relative_difference(metrics(tmp_path, "loss"), metrics(reference, "loss")),
-        relative_difference(metrics(tmp_path, "grad_norm"), metrics(reference, "grad_norm")),
-        weight_difference(load_file(tmp_path / "field.safetensors"), load_file(reference / "field.safetensors")),
+        relative_difference(metrics(run, "loss"), metrics(reference, "loss")),
+        relative_difference(metrics(run, "grad_norm"), metrics(reference, "grad_norm")),
+        weight_difference(field(run), field(reference)),
     )
     harness.table.append(agreement)
+    assert len(metrics(run, "loss")) == 20
     assert agreement.loss < 1e-5
     assert agreement.norm < 1e-4  # Adam forgives a wrong scale of the gradient, its norm does not
     assert agreement.weights < 1e-4
-    if config in RESUMED:
-        whole = metrics(tmp_path, "loss")
-        half = str(tmp_path / "checkpoints" / "step_00000010")
-        launch(config, *program(recipe, tmp_path), "--resume", half).check()
-        assert metrics(tmp_path, "loss") == pytest.approx(whole, rel=1e-6)
-    if config in RESUMED and config != "zero3_nvme":  # whose shards only resuming can join
-        trained = load_file(tmp_path / "field.safetensors")
-        joined = load_file(export(tmp_path, tmp_path / "joined.safetensors"))
+
+
+@pytest.mark.parametrize("config", RESUMED)
+def test_a_run_that_failed_is_resumed_exactly_by_another_launch(config, launched):
+    run, whole = launched(config).run("resumed", 2, 0), launched(config).run("mixed")
+    assert metrics(run, "loss") == pytest.approx(metrics(whole, "loss"), rel=1e-6)
+    assert weight_difference(field(run), field(whole)) < 1e-6
+    if config != "zero3_nvme":  # whose shards only resuming can join
+        joined, trained = load_file(export(whole, whole / "joined.safetensors")), field(whole)
         assert all(torch.equal(joined[name], trained[name]) for name in trained) and joined.keys() == trained.keys()
 
 
-@pytest.mark.parametrize("config", ["ddp_cpu", "zero2"])
-def test_a_checkpoint_gets_its_name_when_all_ranks_have_written(config, recipe, tmp_path):
-    _, _, *words = program(recipe, tmp_path)
-    launch(config, "tests/backends/late_rank.py", *words, "--training.steps", "10").check()
-    assert (tmp_path / "checkpoints" / "step_00000010" / "late").read_text() == "whole"
+@pytest.mark.parametrize("config", RESUMED)
+def test_a_checkpoint_gets_its_name_when_all_ranks_have_written(config, launched):
+    run = launched(config).run("resumed", 2, 0)
+    assert (run / "checkpoints" / "step_00000010" / "late").read_text() == "whole"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here; FSDP2 is offered only beside one")
 @pytest.mark.parametrize("config", ["single_gpu", "ddp", "fsdp2", "zero3"])
-def test_a_gpu_trains_what_the_cpu_trains(config, recipe, reference, tmp_path):
-    launch(config, *program(recipe, tmp_path), processes=1, gpu=True).check()
-    assert relative_difference(metrics(tmp_path, "loss"), metrics(reference, "loss")) < 1e-3
-    weights_of = [load_file(folder / "field.safetensors") for folder in (tmp_path, reference)]
-    assert weight_difference(*weights_of) < 1e-3
+def test_a_gpu_trains_what_the_cpu_trains(config, launched, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(mixed(tmp_path) | {"output": str(tmp_path / "run")}))
+    launch(config, "-m", "cpikan_hr.train", "--config", str(recipe), processes=1, gpu=True, forked=False).check()
+    run, reference = tmp_path / "run", launched("alone").run("mixed")
+    assert relative_difference(metrics(run, "loss"), metrics(reference, "loss")) < 1e-3
+    assert weight_difference(field(run), field(reference)) < 1e-3
 
 
-def test_averaged_weights_agree_under_zero2_and_are_refused_under_zero3(recipe, tmp_path):
-    averaged = ("--training.ema", "0.9", "--training.checkpoint_steps", "10")
-    run_alone(*program(recipe, tmp_path / "alone"), *averaged).check()
-    launch("zero2", *program(recipe, tmp_path / "zero2"), *averaged).check()
-    alone, zero2 = (load_file(tmp_path / name / "field.safetensors") for name in ("alone", "zero2"))
-    assert weight_difference(zero2, alone) < 1e-4
-    joined = load_file(export(tmp_path / "zero2", tmp_path / "joined.safetensors"))
-    assert all(torch.equal(joined[name], zero2[name]) for name in zero2)
-    stopped = launch("zero3", *program(recipe, tmp_path / "zero3"), *averaged)
-    assert stopped.codes != [0] and "error: training.ema needs whole weights" in stopped.output
+def test_averaged_weights_agree_under_zero2(launched):
+    run, alone = launched("zero2").run("averaged"), launched("alone").run("averaged")
+    assert weight_difference(field(run), field(alone)) < 1e-4
+    assert weight_difference(field(run), field(launched("zero2").run("mixed"))) > 1e-4
+    joined = load_file(export(run, run / "joined.safetensors"))
+    assert all(torch.equal(joined[name], value) for name, value in field(run).items())
 
 
-def test_nvme_swaps_large_groups_in_fp32_and_resumes_exactly(tmp_path):
-    """The small toy is below the megabyte from which DeepSpeed swaps at all; this one has both kinds of groups."""
-    run = ("--steps", "6", "--accumulate", "2", "--clip", "0.1", "--width", "512", "--save-at", "3")
-    run_alone(*TOY, str(tmp_path / "alone"), *run).check()
-    launch("zero3_nvme", *TOY, str(tmp_path), *run).check()
-    assert list(tmp_path.glob("nvme/zero_stage_3/optimizer/rank*/exp_avg*.swp"))
-    swapped, alone = result(tmp_path), result(tmp_path / "alone")
-    assert relative_difference(swapped["losses"], alone["losses"]) < 1e-5
-    assert weight_difference(weights(tmp_path), weights(tmp_path / "alone")) < 1e-4
-    launch("zero3_nvme", *TOY, str(tmp_path), *run, "--resume").check()
-    assert result(tmp_path)["losses"] == pytest.approx(swapped["losses"][3:], rel=1e-6)
+def test_nvme_swaps_large_groups_in_fp32_and_resumes_exactly(launched):
+    run, alone = launched("zero3_nvme").run("wide", 0, 0), launched("alone").run("wide")
+    assert list(run.glob("nvme/zero_stage_3/optimizer/rank*/exp_avg*.swp"))
+    assert relative_difference(result(run)["losses"], result(alone)["losses"]) < 1e-5
+    assert weight_difference(weights(run), weights(alone)) < 1e-4
+    assert result(run, "resumed")["losses"] == pytest.approx(result(run)["losses"][3:], rel=1e-6)
 
 
-@pytest.mark.parametrize("config", ["ddp_cpu", "zero2", "zero3_offload"])
-def test_a_nan_on_one_rank_stops_both_before_the_update(config, tmp_path):
-    stopped = launch(config, *TOY, str(tmp_path), "--steps", "5", "--poison", "3:1:2")
-    assert stopped.codes != [0]
+@pytest.mark.parametrize("config", POISONED)
+def test_a_nan_on_one_rank_stops_both_before_the_update(config, launched):
+    run = launched(config).run("poisoned", 2)
+    first = launched(config).launches[0]
+    assert first.codes != [0]  # it was the last of its launch
     message = "error: loss is not finite at step 3, tile 2 of layers.0.weight, rank 1"
-    assert stopped.output.count(message) == 2, stopped.output[-4000:]
-    assert not (tmp_path / "result.json").exists()
+    assert first.output.count(message) == 2, first.output[-4000:]
+    assert not (run / "result.json").exists()
 
 
-@pytest.mark.parametrize("config", ["ddp_cpu", "zero2", "zero3"])
-def test_bf16_autocasts_and_keeps_weights_and_coordinates(config, tmp_path):
-    launch(config, *TOY, str(tmp_path), "--precision", "bf16").check()
-    run = result(tmp_path)
-    assert run["precision"] == "bf16"
-    assert "torch.float64" in run["dtypes"] and "hidden torch.bfloat16" in run["dtypes"]
-    assert {value.dtype for value in weights(tmp_path).values()} == {torch.float32}
-    assert run["losses"][-1] < 0.5 * run["losses"][0]
+@pytest.mark.parametrize("config", BF16)
+def test_bf16_autocasts_and_keeps_weights_and_coordinates(config, launched):
+    run = launched(config).run("bf16")
+    found = result(run)
+    assert found["precision"] == "bf16"
+    assert "torch.float64" in found["dtypes"] and "hidden torch.bfloat16" in found["dtypes"]
+    assert {value.dtype for value in weights(run).values()} == {torch.float32}
+    assert found["losses"][-1] < 0.5 * found["losses"][0]
 
 
 def test_fsdp2_without_a_gpu_says_so_in_one_line(tmp_path):
-    stopped = launch("fsdp2", *TOY, str(tmp_path))
+    stopped = launch("fsdp2", "tests/backends/toy.py", str(tmp_path))
     assert stopped.codes != [0] and "error: FSDP2 needs a GPU" in stopped.output
 
 
-def test_offload_refuses_an_optimizer_that_would_silently_become_adam(tmp_path):
-    stopped = launch("zero2_offload", *TOY, str(tmp_path), "--optimizer", "SGD")
-    assert stopped.codes != [0] and "error: optimizer SGD cannot be offloaded" in stopped.output
+@pytest.mark.parametrize("config", ["alone", "ddp_cpu", "zero3_offload"])
+def test_processes_that_import_the_program_themselves_train_the_same(config, launched, tmp_path):
+    """As a user starts them; everything else here runs in forks, and through `each.py`."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(mixed(tmp_path) | {"output": str(tmp_path / "run")}))
+    program = ("-m", "cpikan_hr.train", "--config", str(recipe))
+    (run_alone(*program) if config == "alone" else launch(config, *program, forked=False)).check()
+    assert metrics(tmp_path / "run", "loss") == pytest.approx(metrics(launched(config).run("mixed"), "loss"), rel=1e-6)
 
 
-def test_fp16_without_a_gpu_says_so_in_one_line(tmp_path):
-    stopped = run_alone(*TOY, str(tmp_path), "--precision", "fp16")
-    assert stopped.codes == [2] and "error: precision fp16 is not offered on a CPU" in stopped.output
+def test_offload_refuses_an_optimizer_that_would_silently_become_adam(launched):
+    launched("zero2_offload").run("sgd", 2)
+    assert "error: optimizer SGD cannot be offloaded" in launched("zero2_offload").output
+
+
+def test_fp16_without_a_gpu_says_so_in_one_line(launched):
+    launched("alone").run("fp16", 2)
+    assert "error: precision fp16 is not offered on a CPU" in launched("alone").output

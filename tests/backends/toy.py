@@ -2,7 +2,7 @@
 
 Batched tile parameters like the real fields', float64 coordinates, fp32 weights. Data are a pure function of
 (step, micro-batch), the global batch is split over the ranks, so every backend sees the same optimisation problem.
-Writes OUT/result.json (losses, norms) and OUT/weights.pt on the main rank.
+Writes OUT/result.json (losses, norms; resumed.json where it resumed) and OUT/weights.pt on the main rank.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def batch(step: int, micro: int, device: torch.device) -> tuple[torch.Tensor, to
 
 
 @exit_on_user_error
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     options = argparse.ArgumentParser()
     options.add_argument("out", type=Path)
     options.add_argument("--steps", type=int, default=20)
@@ -69,7 +69,7 @@ def main() -> None:
     options.add_argument("--save-at", type=int, default=None, help="save_state after this many updates")
     options.add_argument("--resume", action="store_true", help="load that state and go on from --save-at")
     options.add_argument("--poison", default=None, help="STEP:RANK:TILE whose target becomes NaN on that rank")
-    options = options.parse_args()
+    options = options.parse_args(words)
 
     accelerator = make_accelerator(
         precision=options.precision, accumulate=options.accumulate, clip=options.clip, offload_folder=options.out
@@ -106,7 +106,8 @@ def main() -> None:
     weights = full_state_dict(accelerator, updater.model)
     if accelerator.is_main_process:
         options.out.mkdir(parents=True, exist_ok=True)
-        torch.save(weights, options.out / "weights.pt")
+        if not options.resume:
+            torch.save(weights, options.out / "weights.pt")
         result = {
             "losses": losses,
             "norms": norms,
@@ -115,7 +116,7 @@ def main() -> None:
             "precision": precision_of(accelerator),
             "dtypes": sorted(bare.seen_dtypes),
         }
-        (options.out / "result.json").write_text(json.dumps(result))
+        (options.out / ("resumed.json" if options.resume else "result.json")).write_text(json.dumps(result))
     accelerator.end_training()
 
 
