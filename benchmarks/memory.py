@@ -14,38 +14,22 @@ Prints one JSON line; `growth` is the peak at the largest size over that at 4 MP
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from processes import run
+
 ASPECT = 9344 / 7000
 FIXED = {"grid": [32, 32], "overlap": 0.25, "network": {"kind": "cpikan", "hidden": [8], "degree": 4}}
-
-
-def peak_mb(*words: str) -> float:
-    """Runs `python -m ...` to its end; its peak RSS in MB."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    with process.stderr:
-        errors = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(errors.decode())
-    return usage.ru_maxrss * 1024 / 1e6
 
 
 def measure(megapixels: float, steps: int, folder: Path) -> dict[str, float]:
     """Peak of every stage at one size, in MB."""
     height = round((megapixels * 1e6 / ASPECT) ** 0.5)
     width = round(height * ASPECT)
-    stack, run, tiff = folder / "stack", folder / "run", folder / "map.tif"
-    recipe = ("--config", "recipes/wafer.yaml", "--problem.stack", str(stack), "--output", str(run))
+    stack, out, tiff = folder / "stack", folder / "run", folder / "map.tif"
+    recipe = ("--config", "recipes/wafer.yaml", "--problem.stack", str(stack), "--output", str(out))
     fixed = ("--field.levels", json.dumps([FIXED]), "--start.enabled", "false", "--output", str(folder / "fixed"))
     stages = {
         "synth": ("cpikan_hr", "synth", str(stack), "--size", f"{width}x{height}"),
@@ -53,11 +37,11 @@ def measure(megapixels: float, steps: int, folder: Path) -> dict[str, float]:
         "train": ("cpikan_hr.train", *recipe, "--training.steps", str(steps)),
         "train_fixed": ("cpikan_hr.train", *recipe[:-2], *fixed, "--training.steps", str(steps)),
         "start": ("cpikan_hr.train", *recipe, "--training.steps", "0"),
-        "render": ("cpikan_hr", "render", str(run), "--out", str(tiff)),
-        "evaluate": ("cpikan_hr", "evaluate", str(run)),
+        "render": ("cpikan_hr", "render", str(out), "--out", str(tiff)),
+        "evaluate": ("cpikan_hr", "evaluate", str(out)),
     }
-    peaks = {name: round(peak_mb(*words), 1) for name, words in stages.items()}
-    field = (run / "field.safetensors").stat().st_size
+    peaks = {name: round(run(["-m", *words], {})[2], 1) for name, words in stages.items()}
+    field = (out / "field.safetensors").stat().st_size
     return {**peaks, "field_mb": round(field / 1e6, 1), "frames_mb": round(16 * width * height / 1e6, 1)}
 
 

@@ -9,12 +9,12 @@ ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-def run(words: list[str]) -> tuple[str, float, float]:
+def run(words: list[str], environment: dict[str, str] = ENVIRONMENT) -> tuple[str, float, float]:
     """Output, CPU seconds and peak RSS (MB) of `python WORDS`; its failure ends the benchmark."""
     process = subprocess.Popen(
         [sys.executable, *words],
         cwd=ROOT,
-        env=os.environ | ENVIRONMENT,
+        env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

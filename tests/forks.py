@@ -24,9 +24,10 @@ ROOT = Path(__file__).parents[1]
 ADDRESS = "CPIKAN_HR_TEST_FORKS"  # the variable of the environment that says where the server listens
 GRACE_SECONDS = 20.0  # in which a launcher that is to end ends its processes
 IMPORTED = (
-    "accelerate.commands.launch", "torch.distributed.run", "deepspeed", "deepspeed.runtime.engine", "torch._dynamo", "torch.distributed.fsdp", "transformers",
-    "torch.distributed.nn.functional", "matplotlib.figure", "matplotlib.backends.backend_agg", "cpikan_hr.cli",
-    "cpikan_hr.evaluate", "cpikan_hr.render", "cpikan_hr.report.page", "cpikan_hr.training.loop",
+    "accelerate.commands.launch", "deepspeed", "deepspeed.runtime.engine", "matplotlib.backends.backend_agg",
+    "matplotlib.figure", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.nn.functional",
+    "torch.distributed.run", "transformers", "cpikan_hr.cli", "cpikan_hr.evaluate", "cpikan_hr.render",
+    "cpikan_hr.report.page", "cpikan_hr.training.loop",
 )  # fmt: skip
 
 

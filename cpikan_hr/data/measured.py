@@ -13,6 +13,7 @@ from skimage.restoration import inpaint_biharmonic
 
 from cpikan_hr.data.scene import HEIGHT_RANGE_UM, Wafer
 from cpikan_hr.data.source import open_source
+from cpikan_hr.data.windows import mirrored
 from cpikan_hr.errors import UserError
 
 
@@ -41,11 +42,5 @@ class MeasuredSurface(Wafer):
         self._map = (heights - (low + high) / 2).astype(np.float32)
 
     def height_nm(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        rows, columns = (_mirrored(ends, n) for ends, n in zip(((y0, y1), (x0, x1)), self._map.shape, strict=True))
+        rows, columns = mirrored(y0, y1, self._map.shape[0]), mirrored(x0, x1, self._map.shape[1])
         return self._map[rows][:, columns]
-
-
-def _mirrored(ends: tuple[int, int], n: int) -> np.ndarray:
-    """Where pixels `ends` lie on an axis of `n` that is reflected at both of its ends again and again."""
-    position = np.arange(*ends) % (2 * n)
-    return np.minimum(position, 2 * n - 1 - position)

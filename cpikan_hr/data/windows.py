@@ -44,6 +44,12 @@ class Source(ABC):
     def _read(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray: ...
 
 
+def mirrored(first: int, last: int, size: int) -> np.ndarray:
+    """Indices first..last - 1 folded back into [0, size): pixels beyond the frame repeat those before it."""
+    position = np.arange(first, last) % (2 * size)
+    return np.where(position < size, position, 2 * size - 1 - position)
+
+
 def native(name: str, dtype: np.dtype) -> np.dtype:
     """The dtype an array of `dtype` is handed out in; UserError for those the project does not work with."""
     dtype = np.dtype(np.uint8 if np.dtype(dtype).kind == "b" else dtype)

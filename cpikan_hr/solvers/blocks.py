@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cpikan_hr.data.windows import mirrored
 from cpikan_hr.fields import Field
 
 NOISY = 8.0  # times the median around: a pixel with more noise counts as unknown
@@ -48,12 +49,6 @@ def blocks_of(shape: tuple[int, int], stride: int, pixels: int, square: bool = F
         for row in range(0, rows, high)
         for column in range(0, columns, wide)
     ]
-
-
-def mirrored(first: int, last: int, size: int) -> np.ndarray:
-    """Indices first..last - 1 folded back into [0, size): pixels beyond the frame repeat those before it."""
-    position = np.arange(first, last) % (2 * size)
-    return np.where(position < size, position, 2 * size - 1 - position)
 
 
 def read_block(

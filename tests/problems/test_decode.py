@@ -7,6 +7,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interferograms import WAVELENGTHS, expose, full_turn
 
 from cpikan_hr.data.source import open_source
 from cpikan_hr.data.stack import open_stack
@@ -14,18 +15,6 @@ from cpikan_hr.data.synth import synth
 from cpikan_hr.errors import UserError
 from cpikan_hr.problems.decode import StackDecoder, decode_stack, decode_window
 from cpikan_hr.problems.orders import unambiguous_range_um
-
-WAVELENGTHS = (5.0, 5.5, 6.05, 6.655)
-
-
-def expose(height_nm, wavelengths_um, steps, background=120.0, modulation=80.0):
-    """Unquantised frames [J, K, h, w] of the frame model; `steps` [J, K]."""
-    wave = 4 * np.pi * height_nm / (1000 * np.asarray(wavelengths_um)[:, None, None, None])
-    return background + modulation * np.cos(wave + np.asarray(steps)[:, :, None, None])
-
-
-def full_turn(J, K):
-    return np.tile(2 * np.pi * np.arange(K) / K, (J, 1))
 
 
 @settings(max_examples=25, deadline=None)

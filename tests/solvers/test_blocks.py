@@ -7,7 +7,8 @@ from cases import SPARSE, field_of, reader, rendered
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpikan_hr.solvers.blocks import Block, blocks_of, fill, mirrored, read_block, shares_of
+from cpikan_hr.data.windows import mirrored
+from cpikan_hr.solvers.blocks import Block, blocks_of, fill, read_block, shares_of
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 16])
