@@ -106,7 +106,9 @@ def add_quadtree(
         least = counts.clamp_min(1) * variance
         scale = 1 / (size.share * size.pixels) ** 2  # scaled energy of a tile -> mean square of its pixels
         basis = size.basis(sums)
-        values = basis.T @ (chosen * kept / size.share) @ basis
+        values = (chosen * kept / size.share).flatten(0, 2) @ basis  # [t C M, x]; as one product, like `coefficients`
+        values = values.view_as(chosen).transpose(2, 3).reshape(-1, size.pixels) @ basis  # [t C x, y]
+        values = values.view_as(chosen).transpose(2, 3)
         weight = torch.ones_like(least) if plain else 1 / (least * scale)
         weight = weight[:, None, None, None] * _window(size.pixels, halo, window, sums)
         risk = (least + dropped.clamp_min(0))[:, None, None, None] * scale / chosen.shape[1]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from cpikan_hr.fields import Field
 from cpikan_hr.solvers.blocks import Block, Pixels
@@ -47,17 +48,17 @@ def sizes_of(field: Field, group: int) -> tuple[list[Size], int]:
 def coefficients(pixels: Pixels, size: Size) -> Tensor:
     """Orthonormal coefficients [ny, nx, C, P, P] of the block's tiles of one size, scaled to the core's energy."""
     basis, p, s = size.basis(pixels.values), size.pixels, size.stride
-    along_x = pixels.values.unfold(2, p, s) @ basis.T  # [C, h, nx, N]
-    both = along_x.unfold(1, p, s) @ basis.T  # [C, ny, nx, N, M]
-    return both.permute(1, 2, 0, 4, 3) * size.share
+    along_y = (basis * size.share) @ pixels.values.unfold(1, p, s).transpose(2, 3)  # [C, ny, M, w], of whole rows
+    along_x = along_y.unfold(3, p, s)  # [C, ny, M, nx, P]
+    both = along_x.reshape(-1, p) @ basis.T  # one product of many rows: one for each small tile takes far longer
+    return both.view(*along_x.shape).permute(1, 3, 0, 2, 4).contiguous()  # what sums over tiles reads in one go
 
 
 def thresholds(pixels: Pixels, size: Size, price: float, sigmas: float) -> Tensor:
     """What a scaled coefficient must exceed, [ny, nx, 1, 1, 1]."""
     if pixels.noise is None or not sigmas:
         return torch.tensor(price).to(pixels.values)
-    square = pixels.noise.square()
-    mean = square.unfold(0, size.pixels, size.stride).unfold(1, size.pixels, size.stride).mean((2, 3))
+    mean = avg_pool2d(pixels.noise.square()[None], size.pixels, size.stride)[0]
     noise = mean.sqrt() * (sigmas * size.share)
     return noise.clamp_min(price)[:, :, None, None, None]
 
@@ -75,7 +76,7 @@ def choose(scaled: list[Tensor], limits: list[Tensor], present: list[Tensor]) ->
     if len(scaled) == 1:
         return present
     costs = [
-        torch.minimum(c.square(), limit.square()).sum((2, 3, 4)) * here
+        torch.minimum(c.square(), limit.square()).flatten(2).sum(2) * here
         for c, limit, here in zip(scaled, limits, present, strict=True)
     ]
     return [leaf & here for leaf, here in zip(prune(costs), present, strict=True)]
