@@ -5,7 +5,7 @@ Invariant: everything is read window by window, and a batch is a pure function o
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -97,6 +97,10 @@ class PixelProblem(Problem):
     @abstractmethod
     def target(self, y0: int, y1: int, x0: int, x1: int, stride: int = 1) -> Target:
         """A direct estimate on every stride-th pixel of the window, from (y0, x0) on."""
+
+    def kept_target(self) -> Callable[..., Target]:
+        """`target` for many passes over the frame; not reckoned anew in each where that takes long."""
+        return self.target
 
     @abstractmethod
     def samples(self, y0: int, y1: int, x0: int, x1: int, iy: np.ndarray, ix: np.ndarray) -> dict[str, np.ndarray]:

@@ -23,6 +23,7 @@ from cpikan_hr.problems.decode import StackDecoder
 from cpikan_hr.problems.image import strip_rows
 from cpikan_hr.problems.noise import Noise, Weighing
 from cpikan_hr.problems.phases import Demodulator
+from cpikan_hr.problems.spooled import SpooledTarget
 from cpikan_hr.recipe import InterferometryProblem
 
 MAPPED = 2**16  # pixels whose frames are looked at together
@@ -56,6 +57,9 @@ class Interferometry(PixelProblem):
         rows = strip_rows(y1 - y0, x1 - x0, stride)
         strips = [self._target(y, min(y + rows, y1), x0, x1, stride) for y in range(y0, y1, rows)]
         return strips[0] if len(strips) == 1 else Target(*map(np.concatenate, zip(*strips, strict=True)))
+
+    def kept_target(self) -> SpooledTarget:
+        return SpooledTarget(self.target, self.shape)
 
     def _target(self, y0: int, y1: int, x0: int, x1: int, stride: int) -> Target:
         decoded = self.decoder.decode(y0, y1, x0, x1, stride)

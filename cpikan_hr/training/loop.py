@@ -229,7 +229,8 @@ def begin_field(
             raise Stopped
 
     with suppress(Stopped), closing(bar):
-        fit_field(field, problem.target, problem.shape, recipe, problem.full_range, processes, progress, solved)
+        target = problem.kept_target()
+        fit_field(field, target, problem.shape, recipe, problem.full_range, processes, progress, solved)
     preview.draw(field, pause=0)
     if recipe.training.steps:
         in_memory(field)
