@@ -103,6 +103,12 @@ class Demodulator:
         return frames
 
 
+def _waves(phase: np.ndarray) -> tuple[np.ndarray, ...]:
+    """cos phi, sin phi, cos 2 phi, sin 2 phi."""
+    cos, sin = np.cos(phase), np.sin(phase)
+    return cos, sin, 1 - 2 * sin * sin, 2 * sin * cos
+
+
 def _to_phase(a: np.ndarray, c: np.ndarray, s: np.ndarray, overtone: np.ndarray | None) -> tuple[np.ndarray, ...]:
     """Background, modulation, phase [n] from the least-squares answers (A, B cos phi, B sin phi) [n].
 
@@ -116,16 +122,16 @@ def _to_phase(a: np.ndarray, c: np.ndarray, s: np.ndarray, overtone: np.ndarray 
     floor = np.finfo(phase.dtype).tiny
     reach = np.hypot(c, s)
     for _ in range(NEWTON):
-        cos, sin, cos2, sin2 = np.cos(phase), np.sin(phase), np.cos(2 * phase), np.sin(2 * phase)
+        cos, sin, cos2, sin2 = _waves(phase)
         x, y = cos + c_c * cos2 + c_s * sin2, sin + s_c * cos2 + s_s * sin2
         dx, dy = -sin + 2 * (c_s * cos2 - c_c * sin2), cos + 2 * (s_s * cos2 - s_c * sin2)
         slope = np.maximum(c * dy - s * dx, 0.2 * reach)  # a strong harmonic is approached by shorter steps
         phase -= (c * y - s * x) / np.maximum(slope, floor)
-    cos2, sin2 = np.cos(2 * phase), np.sin(2 * phase)
-    x, y = np.cos(phase) + c_c * cos2 + c_s * sin2, np.sin(phase) + s_c * cos2 + s_s * sin2
+    cos, sin, cos2, sin2 = _waves(phase)
+    x, y = cos + c_c * cos2 + c_s * sin2, sin + s_c * cos2 + s_s * sin2
     modulation = (c * x + s * y) / (x * x + y * y)
     # Wrapped again: what a Newton step may have carried beyond pi.
-    return a - modulation * (a_c * cos2 + a_s * sin2), modulation, np.arctan2(np.sin(phase), np.cos(phase))
+    return a - modulation * (a_c * cos2 + a_s * sin2), modulation, np.arctan2(sin, cos)
 
 
 def _inverse(normal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
