@@ -68,14 +68,7 @@ class Agreement:
 table: list[Agreement] = []  # printed at the end of the session by conftest.py
 
 
-def launch(
-    config: str,
-    *program: str,
-    processes: int = 2,
-    timeout: float = TIMEOUT_SECONDS,
-    gpu: bool = False,
-    forked: bool = True,
-) -> Launch:
+def launch(config: str, *program: str, processes: int = 2, gpu: bool = False, forked: bool = True) -> Launch:
     """Runs `accelerate launch --config_file accelerate_configs/CONFIG.yaml ... PROGRAM...` from the repository's root.
 
     `program` is a script or `-m module`, then its arguments. A multi-node file is launched once per machine rank, with
@@ -83,7 +76,7 @@ def launch(
     that it launches let a fork of the tests' server be the program in their place.
     """
     accelerate = [str(Path(sys.executable).parent / "accelerate"), "launch"]
-    if forked:
+    if forked and not gpu:  # the server sees none
         forks.ensure_server()
         accelerate = [sys.executable, "tests/forked.py", *accelerate]
         program = ("tests/forked.py", *program)
@@ -111,7 +104,7 @@ def launch(
     outputs = []
     try:
         for process in running:
-            outputs.append(process.communicate(timeout=timeout)[0])
+            outputs.append(process.communicate(timeout=TIMEOUT_SECONDS)[0])
     finally:
         for process in running:
             if process.poll() is None:
@@ -130,11 +123,10 @@ def end(process: subprocess.Popen) -> None:
             one.kill()
 
 
-def run_alone(*program: str, timeout: float = TIMEOUT_SECONDS) -> Launch:
+def run_alone(*program: str) -> Launch:
     """The same program as one process, without `accelerate launch`."""
-    done = subprocess.run(
-        [sys.executable, *program], cwd=ROOT, env=forks.environment(), capture_output=True, text=True, timeout=timeout
-    )
+    command, captured = [sys.executable, *program], dict(capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=forks.environment(), timeout=TIMEOUT_SECONDS, **captured)
     return Launch([done.returncode], done.stdout + done.stderr)
 
 

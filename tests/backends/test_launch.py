@@ -81,7 +81,7 @@ def test_a_checkpoint_gets_its_name_when_all_ranks_have_written(config, launched
 def test_a_gpu_trains_what_the_cpu_trains(config, launched, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(mixed(tmp_path) | {"output": str(tmp_path / "run")}))
-    launch(config, "-m", "cpikan_hr.train", "--config", str(recipe), processes=1, gpu=True, forked=False).check()
+    launch(config, "-m", "cpikan_hr.train", "--config", str(recipe), processes=1, gpu=True).check()
     run, reference = tmp_path / "run", launched("alone").run("mixed")
     assert relative_difference(metrics(run, "loss"), metrics(reference, "loss")) < 1e-3
     assert weight_difference(field(run), field(reference)) < 1e-3
