@@ -17,7 +17,8 @@ class SpooledMap(RawRows):
     def __init__(self, name: str, shape: tuple[int, int, int], dtype: np.typing.DTypeLike):
         stride = shape[1] * shape[2] * np.dtype(dtype).itemsize
         with temporary_file(shape[0] * stride, name) as file:
-            os.ftruncate(file.fileno(), shape[0] * stride)
+            with writing_temporary():
+                os.ftruncate(file.fileno(), shape[0] * stride)
             super().__init__(os.dup(file.fileno()), name, shape, dtype, 0, stride)
 
     def write(self, y0: int, x0: int, block: np.ndarray) -> None:
