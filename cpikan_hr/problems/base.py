@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from cpikan_hr.fields import Box, Field
@@ -16,6 +17,7 @@ from cpikan_hr.jets import Jet, pairs
 from cpikan_hr.problems.batches import Batches, PixelBatches
 from cpikan_hr.recipe import Recipe
 
+SEEN = 2**22  # pixels whose tiles are evaluated together for a preview
 SMOOTH = 1e-3  # per px^2: a Hessian below it counts by its square
 
 Window = tuple[int, int, int, int]  # y0, y1, x0, x1: rows and columns of the frame
@@ -92,7 +94,10 @@ class PixelProblem(Problem):
     def picture(self, field: Field, side: int) -> np.ndarray:
         # Tiles of a power of two see every pixel of such a stride alike, which is many times as fast as any other.
         stride = 2 ** max(0, math.ceil(math.log2(max(self.shape) / side)))
-        return field.pixels(0, self.shape[0], 0, self.shape[1], stride=stride).permute(1, 2, 0).cpu().numpy()
+        height, width = self.shape
+        rows = max(1, SEEN // (width * stride)) * stride
+        strips = [field.pixels(y, min(y + rows, height), 0, width, stride=stride) for y in range(0, height, rows)]
+        return torch.cat(strips, dim=1).permute(1, 2, 0).cpu().numpy()
 
     @abstractmethod
     def target(self, y0: int, y1: int, x0: int, x1: int, stride: int = 1) -> Target:
