@@ -11,6 +11,7 @@ import json
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -44,12 +45,14 @@ def ensure_server() -> None:
     """Starts this process's server where there is none; it ends with this process."""
     if ADDRESS in os.environ:
         return
-    address = str(Path(tempfile.mkdtemp(prefix="forks-")) / "socket")
+    folder = tempfile.mkdtemp(prefix="forks-")
+    address = f"{folder}/socket"
     server = subprocess.Popen(
         [sys.executable, __file__, address], env=environment(), cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     assert any(line == "ready\n" for line in server.stdout), "the server of forks has ended"
     os.environ[ADDRESS] = address
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     atexit.register(server.kill)
 
 
