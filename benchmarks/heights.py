@@ -1,6 +1,6 @@
 """Heights: what a field makes of a stack, against the classical decode and against denoisers of it.
 
-    python benchmarks/heights.py [--cases PATTERN] [--seeds 3] [--size 2336x1750] [--folder DIR]
+    python benchmarks/heights.py [--cases PATTERN] [--seeds 3] [--size 2336x1750] [--needed] [--folder DIR]
     python benchmarks/heights.py --maps FOLDER       surfaces that were measured, in place of the wafer
     python benchmarks/heights.py --sizes             RMSE against stored size, sigma 2
     python benchmarks/heights.py --scaling           time, memory and RMSE from 1 to 65 megapixels, sigma 2

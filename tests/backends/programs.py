@@ -16,7 +16,7 @@ RESUMED = ("ddp_cpu", "zero2", "zero3_offload", "zero3_nvme")
 POISONED = ("ddp_cpu", "zero2", "zero3_offload")
 BF16 = ("ddp_cpu", "zero2", "zero3")
 REFUSED = {  # what needs whole weights, under ZeRO-3: the message's first words, and words that ask for it
-    "training.ema needs": ["mixed", "--training.ema", "0.9"],
+    "training.ema needs whole weights": ["mixed", "--training.ema", "0.9"],
     "solve.method ssbroyden": ["burgers", "--solve.method", "ssbroyden"],
     "problem.balance needs": ["burgers", "--solve.method", "none", "--problem.balance", "{}"],
     "field.precision double:": ["burgers", "--solve.method", "none"],

@@ -45,6 +45,7 @@ def test_what_needs_whole_weights_is_refused_before_the_start(launched):
     zero3 = launched("zero3")
     for number, message in enumerate(REFUSED):
         run = zero3.run(f"refused_{number}", 2)
-        said = [line for line in zero3.output.splitlines() if line.startswith(f"error: {message}")]
-        assert said and not run.exists()
-        assert message.startswith("training.ema") or all("launch with cpu, single_gpu or ddp" in line for line in said)
+        errors = [line for line in zero3.output.splitlines() if line.startswith(f"error: {message}")]
+        assert errors and not run.exists()
+        assert message.startswith("training.ema") or all("launch with cpu, single_gpu or ddp" in e for e in errors)
+        assert "per px" not in zero3.said(f"refused_{number}")  # the table of what a start has solved
