@@ -1,4 +1,4 @@
-"""Compares a trained field with a reference, strip by strip, and measures its seams."""
+"""Compares a trained field with a reference, strip by strip, and measures its seams. The field is rendered once."""
 
 import math
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from skimage.metrics import structural_similarity
 
+from cpikan_hr.data.once import Once
 from cpikan_hr.data.source import Source
 from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Field, Level, pixel_axis
@@ -22,19 +23,34 @@ STRIP = 2**20  # pixels of one strip
 HALO = 3  # half of the SSIM window
 
 
-def evaluate(trained: Trained, reference: Source, file_bytes: int, remove: str = "plane") -> dict:
+def rendered_once(trained: Trained, rows: int | None = None) -> Once:
+    """The field at its pixels, float32 [h, W, C], in strips of so many rows."""
+    field, _, about = trained
+    shape = *about["shape"], about["channels"]
+    rows = rows or max(2 * HALO + 1, at_once(STRIP, field.device) // shape[1])
+
+    def values(*window: int) -> np.ndarray:
+        return field.pixels(*window).permute(1, 2, 0).cpu().numpy()
+
+    return Once("the rendered field", values, shape, (rows, shape[1]))
+
+
+def evaluate(
+    trained: Trained, reference: Source, file_bytes: int, remove: str = "plane", rendered: Once | None = None
+) -> dict:
     """rmse, psnr (dB), ssim, rel_l2 and seam in the field's unit over the pixels where the reference is finite.
 
     psnr and ssim use the full range of 8/16-bit pictures and the range of the reference for maps. For heights also
-    what `surface` gives.
+    what `surface` gives. `rendered`: the field, where the caller wants it too.
     """
     field, recipe, about = trained
     shape = tuple(about["shape"])
     if tuple(reference.shape) != (*shape, about["channels"]):
         expected = (*shape, about["channels"])
         raise UserError(f"reference {reference.name}: its shape {tuple(reference.shape)} is not the field's {expected}")
+    rendered = rendered or rendered_once(trained)
     total, count, low, high = np.zeros(3), 0, math.inf, -math.inf
-    for _, truth, value in strips(field, reference, shape, 0):
+    for _, truth, value in strips(rendered, reference, field.device):
         known = np.isfinite(truth)
         truth, error = truth[known].astype(np.float64), (value - truth)[known].astype(np.float64)
         total += [error.sum(), np.square(error).sum(), np.square(truth).sum()]
@@ -49,10 +65,10 @@ def evaluate(trained: Trained, reference: Source, file_bytes: int, remove: str =
     return {
         "rmse": math.sqrt(squared),
         "psnr": 10 * math.log10(full**2 / max(squared, 1e-30)),
-        "ssim": similarity(field, reference, shape, offset, full),
+        "ssim": similarity(rendered, reference, field.device, offset, full),
         "rel_l2": math.sqrt(squared * count / max(total[2], 1e-30)),
         "seam": seam(field, shape),
-        **surface(trained, remove),
+        **surface(trained, remove, rendered),
         **costs(trained, file_bytes),
     }
 
@@ -71,20 +87,19 @@ def costs(trained: Trained, file_bytes: int) -> dict:
     }
 
 
-def surface(trained: Trained, remove: str = "plane") -> dict:
+def surface(trained: Trained, remove: str = "plane", rendered: Once | None = None) -> dict:
     """pv, sq, sa, bow and warp of a height map inside the stack's mask (`problems/surface.py`); {} of a picture."""
     field, recipe, about = trained
     if about["unit"] != "nm":
         return {}
     height, width = about["shape"]
-    rows, inside = max(1, at_once(STRIP, field.device) // width), stack_mask(recipe)
+    rendered, inside, xs = rendered or rendered_once(trained), stack_mask(recipe), pixel_axis(0, width)
+    rows = rendered.cell[0]
 
     def strip(y0: int) -> tuple[int, np.ndarray]:
         y1 = min(y0 + rows, height)
-        heights = field.pixels(y0, y1, 0, width)[0].cpu().numpy()
+        heights = rendered.read(y0, y1, 0, width)[..., 0]
         return y0, heights if inside is None else np.where(inside(pixel_axis(y0, y1), xs), heights, np.nan)
-
-    xs = pixel_axis(0, width)
 
     def heights() -> Iterator[tuple[int, np.ndarray]]:
         with closing(in_threads(strip, range(0, height, rows), field.device)) as strips:
@@ -93,26 +108,25 @@ def surface(trained: Trained, remove: str = "plane") -> dict:
     return surface_figures(heights, (height, width), remove) | {"removed": remove}
 
 
-def strips(field: Field, reference: Source, shape: tuple[int, int], halo: int):
+def strips(rendered: Once, reference: Source, device: torch.device, halo: int = 0):
     """Yields (rows of halo above, truth, value), float32 [h, W, C], over strips of the frame."""
-    height = max(2 * HALO + 1, at_once(STRIP, field.device) // shape[1])
+    (height, width), rows = rendered.shape[:2], rendered.cell[0]
 
     def compare(start: int) -> tuple[tuple[int, int], np.ndarray, np.ndarray]:
-        y0, y1 = max(0, start - halo), min(shape[0], start + height + halo)
-        value = field.pixels(y0, y1, 0, shape[1]).permute(1, 2, 0).cpu().numpy()
-        truth = reference.read(y0, y1, 0, shape[1]).astype(np.float32)
-        return (start - y0, min(height, shape[0] - start)), truth, value
+        window = max(0, start - halo), min(height, start + rows + halo), 0, width
+        truth = reference.read(*window).astype(np.float32)
+        return (start - window[0], min(rows, height - start)), truth, rendered.read(*window)
 
-    with closing(in_threads(compare, range(0, shape[0], height), field.device)) as compared:
+    with closing(in_threads(compare, range(0, height, rows), device)) as compared:
         yield from compared
 
 
-def similarity(field: Field, reference: Source, shape: tuple[int, int], offset: float, full: float) -> float | None:
+def similarity(rendered: Once, reference: Source, device: torch.device, offset: float, full: float) -> float | None:
     """Mean structural similarity (Wang et al. 2004, 7 x 7 windows); None for frames smaller than its window."""
-    if min(shape) < 2 * HALO + 1:
+    if min(rendered.shape[:2]) < 2 * HALO + 1:
         return None
     total, count = 0.0, 0
-    for (above, rows), truth, value in strips(field, reference, shape, HALO):
+    for (above, rows), truth, value in strips(rendered, reference, device, HALO):
         known = np.isfinite(truth)
         value = np.where(known, value.astype(np.float64) - offset, 0)
         truth = np.where(known, truth, 0).astype(np.float64)

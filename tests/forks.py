@@ -127,6 +127,7 @@ def supervise(connection: socket.socket) -> None:
 
 def become(asked: dict, streams: list[int]) -> int:
     """In the fork of a fork: is the program that was asked for; its exit code."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background inherit that it is ignored
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from cpikan_hr.data.difference import difference
+from cpikan_hr.data.once import Once
 from cpikan_hr.data.source import Source, open_source
 from cpikan_hr.errors import UserError
 from cpikan_hr.evaluate import costs, evaluate, surface
@@ -14,11 +15,11 @@ from cpikan_hr.problems.decode import decode_stack
 from cpikan_hr.training.weights import Trained
 
 
-def figures_of(trained: Trained, reference: Source | None, file_bytes: int, remove: str) -> dict:
+def figures_of(trained: Trained, reference: Source | None, file_bytes: int, remove: str, rendered: Once) -> dict:
     """`evaluate`'s keys; without a reference those that need none."""
     if reference is not None:
-        return evaluate(trained, reference, file_bytes, remove)
-    return {**surface(trained, remove), **costs(trained, file_bytes)}
+        return evaluate(trained, reference, file_bytes, remove, rendered)
+    return {**surface(trained, remove, rendered), **costs(trained, file_bytes)}
 
 
 def classical_rmse(problem: Problem | None, folder: Path, remove_offset: bool) -> float | None:

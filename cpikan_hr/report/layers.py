@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from cpikan_hr.data.once import Once
 from cpikan_hr.data.source import Source
 from cpikan_hr.fields import pixel_axis
 from cpikan_hr.parallel import in_threads
@@ -52,12 +53,18 @@ def block_of(shape: tuple[int, int]) -> int:
     return -(-max(shape) // SIDE)
 
 
-def strips(trained: Trained, problem: Problem | None, reference: Source | None) -> Iterator[Strip]:
+def strip_rows(shape: tuple[int, int]) -> int:
+    """Rows of a strip: whole blocks."""
+    block = block_of(shape)
+    return block * max(1, STRIP // (shape[1] * block))
+
+
+def strips(trained: Trained, problem: Problem | None, reference: Source | None, rendered: Once) -> Iterator[Strip]:
     """The strips from top to bottom."""
     field, recipe, about = trained
     height, width = about["shape"]
     block = block_of((height, width))
-    rows = block * max(1, STRIP // (width * block))
+    rows = strip_rows((height, width))
     xs = pixel_axis(0, width)
     valid = stack_mask(recipe)
     framed = has_frames(problem)
@@ -65,7 +72,7 @@ def strips(trained: Trained, problem: Problem | None, reference: Source | None) 
 
     def strip(y0: int) -> Strip:
         ys = pixel_axis(y0, min(y0 + rows, height))
-        value = field.pixels(y0, y0 + len(ys), 0, width).permute(1, 2, 0).cpu().numpy()
+        value = rendered.read(y0, y0 + len(ys), 0, width)
         outside = None if valid is None else ~valid(ys, xs)
         sigma = None if deviation is None else deviation(ys, xs)
         error = residual = None

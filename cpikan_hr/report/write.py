@@ -9,12 +9,13 @@ import numpy as np
 
 from cpikan_hr.data.source import open_source
 from cpikan_hr.errors import UserError
+from cpikan_hr.evaluate import rendered_once
 from cpikan_hr.files import whole_file
 from cpikan_hr.processes import compute_device
 from cpikan_hr.report import sections
 from cpikan_hr.report.equation import write_equation_report
 from cpikan_hr.report.figures import classical_rmse, figures_of, metrics_of
-from cpikan_hr.report.layers import Strip, data_of, strips
+from cpikan_hr.report.layers import Strip, data_of, strip_rows, strips
 from cpikan_hr.report.page import COLOURS, colours, embedded, encoded, head, limits, script
 from cpikan_hr.report.plan import Layer, encoder, planned
 from cpikan_hr.report.pyramid import Pyramid
@@ -46,13 +47,14 @@ def write_report(
     problem = data_of(trained.recipe)
     truth = open_source(reference) if reference else problem and problem.reference()
     found = trained.about.get("phase_steps_rad")
+    rendered = rendered_once(trained, strip_rows(tuple(trained.about["shape"])))
     lines = metrics_of(file.parent)
     with whole_file(out) as part, part.open("w", encoding="utf-8") as page:
         layers, missing = planned(trained, problem, truth)
         name = file.resolve().parent.name or file.stem
         page.write(head(name) + sections.header(name, trained.about, trained.recipe))
         page.write("<main>\n" + sections.the_map(layers[0]))
-        values = figures_of(trained, truth, file.stat().st_size, remove)
+        values = figures_of(trained, truth, file.stat().st_size, remove, rendered)
         offset = getattr(trained.recipe.problem, "remove_offset", False)
         values["classical_rmse"] = classical_rmse(problem, out.parent, offset)
         note = "" if truth is not None else "No reference is known, so no error is: give --reference FILE."
@@ -63,7 +65,7 @@ def write_report(
             nominal = None if stack.phase_steps_rad is None else stack.phase_steps_rad.tolist()
             page.write(sections.phase_steps(nominal, found, stack.wavelengths_um))
         page.write(sections.settings(trained) + sections.versions() + "</main>\n")
-        profiles = write_tiles(page, layers, trained, strips(trained, problem, truth), offset, progress)
+        profiles = write_tiles(page, layers, trained, strips(trained, problem, truth, rendered), offset, progress)
         data = {
             "layers": [asdict(layer) for layer in layers],
             "profiles": profiles,
