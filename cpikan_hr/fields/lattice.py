@@ -8,6 +8,7 @@ blend. Which tiles see what is reckoned on the CPU: a GPU would be waited for at
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby, pairwise
 
 import torch
@@ -20,6 +21,8 @@ from cpikan_hr.parallel import at_once
 
 SPARSE = 2  # coordinates per tile and axis, below which points are evaluated one by one
 FEW = 2  # tiles at a border that are evaluated one by one
+LARGE = 1024  # points per tile from which tiles are added one by one
+KNOWN = 2**16  # coordinates: the runs of longer vectors are not remembered
 KEPT = 8  # chunks of tiles whose pages are kept: rows far apart touch pages all over a field's file
 
 
@@ -44,39 +47,29 @@ class Span:
             count = (self.count - start).clamp(0, local.shape[1])
             yield Span(self.tiles, self.first + start, count, local, windows)
 
-    def step(self) -> int | None:
-        """Coordinates from each tile to the next, if all see alike; None where they do not."""
-        first, count = self.first, int(self.count[0])
-        step = int(first[1] - first[0]) if len(first) > 1 else count
-        even = (self.tiles.diff() == 1).all() and (first.diff() == step).all() and (self.count == count).all()
-        alike = bool(even) and torch.allclose(self.local, self.local[:1], rtol=0, atol=1e-9)
-        return step if alike and step <= count <= 2 * step else None
+    def alike(self) -> bool:
+        """Whether all tiles see their coordinates in the same way."""
+        even = bool((self.count == self.count[0]).all())
+        return even and torch.allclose(self.local, self.local[:1], rtol=0, atol=1e-9)
 
 
 @dataclass(frozen=True)
 class Run:
-    """Tiles of one axis that see alike, `step` coordinates apart; or, with step None, each in its own way."""
+    """Neighbouring tiles of one axis that all see `alike`, or each in its own way."""
 
     tiles: Span
-    step: int | None
+    alike: bool
 
     @classmethod
     def of_one(cls, tile: Span) -> "Run":
         """A single tile, without its padding."""
-        count = int(tile.count)
-        return cls(next(tile.cut(count)), count)
+        return cls(next(tile.cut(int(tile.count))), True)
 
     def split(self) -> list["Run"]:
         """The same tiles in runs that see alike."""
-        if self.step is not None:
+        if self.alike:
             return [self]
         return [Run.of_one(self.tiles.pick(slice(k, k + 1))) for k in range(len(self.tiles.tiles))]
-
-    def among(self, out: Tensor, axis: int, begin: int, size: int) -> Tensor:
-        """A view of `out` in which `axis` has become two: these tiles, and coordinates begin, .. that each sees."""
-        whole = len(self.tiles.tiles) * self.step
-        part = out.narrow(axis, int(self.tiles.first[0]) + begin, whole)
-        return part.unflatten(axis, (-1, self.step)).narrow(axis + 1, 0, size)
 
 
 def span(axis: TileAxis, x: Tensor) -> Span:
@@ -103,43 +96,63 @@ def runs(tiles: Span) -> list[Run]:
     alike = next(near).all(1) & next(near).all(2).all(0) & (tiles.tiles.diff() == 1) & (tiles.count.diff() == 0)
     bounds = [0, *(torch.nonzero(~alike)[:, 0] + 1).tolist(), len(tiles.tiles)]
     parts = [slice(*ends) for ends in pairwise(bounds)]
-    stepped = [(part, tiles.pick(part).step() if part.stop - part.start > 1 else None) for part in parts]
+    along = [(part, part.stop - part.start > 1 and tiles.pick(part).alike()) for part in parts]
     found = []
-    for odd, group in groupby(stepped, lambda pair: pair[1] is None):
-        some = list(group)
-        if odd:
-            between = Run(tiles.pick(slice(some[0][0].start, some[-1][0].stop)), None)
-            found += between.split() if len(between.tiles.tiles) <= FEW else [between]
+    for same, group in groupby(along, lambda pair: pair[1]):
+        some = [part for part, _ in group]
+        if same:
+            found += [Run(tiles.pick(part), True) for part in some]
         else:
-            found += [Run(tiles.pick(part), step) for part, step in some]
+            between = Run(tiles.pick(slice(some[0].start, some[-1].stop)), False)
+            found += between.split() if len(between.tiles.tiles) <= FEW else [between]
     return found
 
 
-def margin(axis: TileAxis, x: Tensor) -> int:
-    """How many coordinates the last of some tiles that see alike may see beyond its step, at most."""
-    if len(x) < 2:
-        return 0
-    spacing = float((x[1:] - x[:-1]).min())
-    return min(len(x) // 2, int(2 * axis.half / max(spacing, 1e-9)) + 2)
-
-
 def add_lattice(level, out: Tensor, ys: Tensor, xs: Tensor, order: str) -> None:
-    """Adds the jet of `level` on ys x xs to `out` [R, H, C, W], in which both axes are longer by their `margin`."""
+    """Adds the jet of `level` on ys x xs to `out` [R, H, C, W], which is contiguous."""
     if level.network is None:
         return
-    along_y, along_x = (runs(span(axis, x.cpu())) for axis, x in zip(level.tile_grid.axes, (ys, xs), strict=True))
+    along_y, along_x = (_runs_on(axis, x.cpu()) for axis, x in zip(level.tile_grid.axes, (ys, xs), strict=True))
     if _coarse(along_y, len(ys)) and _coarse(along_x, len(xs)):
         _add_points(level, out, ys, xs, order)
         return
+    bases = Bases(level, order)
     for run in along_y:
         for rows in run.split():
             for columns in along_x:
-                _add_tiles(level, out, rows, columns, order)
+                _add_tiles(level, out, rows, columns, order, bases)
+
+
+def _runs_on(axis: TileAxis, x: Tensor) -> list[Run]:
+    """The runs of coordinates x; those of the columns are the same in all strips of a map."""
+    return _known_runs(axis, x.numpy().tobytes()) if len(x) <= KNOWN else runs(span(axis, x))
+
+
+@lru_cache(maxsize=32)
+def _known_runs(axis: TileAxis, coordinates: bytes) -> list[Run]:
+    return runs(span(axis, torch.frombuffer(bytearray(coordinates), dtype=torch.float64)))
+
+
+class Bases:
+    """Windowed bases of a separable network along both axes: tiles that see alike share one."""
+
+    def __init__(self, level, order: str):
+        self.level, self.order = level, order
+        self._shared: dict[tuple[int, int], Tensor] = {}
+
+    def of(self, run: Run, axis: int, places: Tensor) -> Tensor:
+        """Of the tiles of a run at `places` [t]: [t or 1, 1 to 3, P, M + 1]."""
+        if not run.alike:
+            return _windowed_basis(self.level, run.tiles.pick(places), axis, self.order)
+        key = axis, int(run.tiles.tiles[0])
+        if key not in self._shared:
+            self._shared[key] = _windowed_basis(self.level, run.tiles.pick(slice(0, 1)), axis, self.order)
+        return self._shared[key]
 
 
 def _coarse(along: list[Run], count: int) -> bool:
     """Whether tiles see so few coordinates, and so unalike, that point by point is quicker."""
-    alike = max((len(run.tiles.tiles) for run in along if run.step), default=1)
+    alike = max((len(run.tiles.tiles) for run in along if run.alike), default=1)
     return alike == 1 and count <= SPARSE * sum(len(run.tiles.tiles) for run in along)
 
 
@@ -153,45 +166,57 @@ def _add_points(level, out: Tensor, ys: Tensor, xs: Tensor, order: str) -> None:
         release()
 
 
-def _add_tiles(level, out: Tensor, rows: Run, columns: Run, order: str) -> None:
+def _add_tiles(level, out: Tensor, rows: Run, columns: Run, order: str, bases: Bases) -> None:
     """Adds the active ones of the tiles in these rows, which see alike, and columns."""
     device, chunk = out.device, at_once(level.chunk, out.device)
-    tiles = rows.tiles.tiles[:, None] * level.tile_grid.axes[1].count + columns.tiles.tiles
-    slots = level.slots_of(tiles.to(device)).cpu()
     separable = hasattr(level.network, "lattice_coefficients")
-    evaluate, terms = (_separable, level.network.shape) if separable else (_scattered, (1, 1))
+    terms = level.network.shape if separable else (1, 1)
     tall = max(len(out) * rows.tiles.local.shape[1], terms[0])  # numbers per column of pixels of a tile
     share = chunk // (tall * max(columns.tiles.local.shape[1], terms[1]))
-    first = slice(0, 1)  # separable: one basis along an axis serves all tiles that see alike
-    for number, (y, x, block) in enumerate(_pieces(slots >= 0, max(1, share))):
+    active = _active(level, rows.tiles.tiles, columns.tiles.tiles)
+    pieces = zip(*(numbers.split(max(1, share)) for numbers in active), strict=True)
+    for number, (y, x, slots) in enumerate(pieces if len(active[0]) else ()):
         if number % KEPT == KEPT - 1:
             release()
-        chosen = slots[y, x].to(device)
+        chosen = slots.to(device)
         if share:
-            row = rows.tiles.pick(first if separable else y)
-            column = columns.tiles.pick(first if separable and columns.step else x)
-            _add(out, evaluate(level, row, column, chosen, order), rows, columns, y, x, block)
+            if separable:
+                values = _separable(level, bases.of(rows, 0, y), bases.of(columns, 1, x), chosen, order)
+            else:
+                values = _scattered(level, rows.tiles.pick(y), columns.tiles.pick(x), chosen, order)
+            _add(out, values, rows.tiles.first[y], columns.tiles.first[x])
             continue
         one = (Run.of_one(run.tiles.pick(part)).tiles for run, part in ((rows, y), (columns, x)))
         for row, column in _cells(*one, chunk, len(out), terms[0]):
-            values = evaluate(level, row, column, chosen, order)
-            _add(out, values, Run.of_one(row), Run.of_one(column), y - y, x - x, None)
+            if separable:
+                by, bx = (_windowed_basis(level, part, axis, order) for axis, part in enumerate((row, column)))
+                values = _separable(level, by, bx, chosen, order)
+            else:
+                values = _scattered(level, row, column, chosen, order)
+            _add(out, values, row.first, column.first)
 
 
-def _pieces(active: Tensor, share: int) -> Iterator[tuple[Tensor, Tensor, tuple[slice, slice] | None]]:
-    """The active tiles [r, c], so many at once: their rows and columns [t], and as a block where none is missing."""
-    tiles, columns = torch.nonzero(active), active.shape[1]
-    dense = len(tiles) == active.numel()
-    if dense:  # whole rows, or parts of one
-        share = share // columns * columns or share
-    if not len(tiles):
-        return
-    for some in tiles.split(columns) if dense and share < columns else [tiles]:
-        for part in some.split(share):
-            block = None
-            if dense:
-                block = tuple(slice(low, high + 1) for low, high in zip(*part[[0, -1]].tolist(), strict=True))
-            yield *part.unbind(1), block
+def _active(level, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The active ones of the tiles in ascending rows and columns of the grid: places in both, and slots, [t] each."""
+    count = level.tile_grid.axes[1].count
+    if level.active is None:
+        y, x = (part.flatten() for part in torch.meshgrid(*map(_numbers, (rows, columns)), indexing="ij"))
+        return y, x, rows[y] * count + columns[x]
+    ends = torch.stack([rows * count + columns[0], rows * count + columns[-1] + 1])
+    low, high = torch.searchsorted(level.active, ends.to(level.active)).cpu()
+    counts = high - low
+    y = torch.repeat_interleave(_numbers(rows), counts)
+    slots = _numbers(y) + (low - counts.cumsum(0) + counts)[y]
+    tiles = level.active[slots.to(level.active.device)].cpu() - (rows * count)[y]
+    if len(columns) == int(columns[-1] - columns[0]) + 1:
+        return y, tiles - columns[0], slots
+    x = torch.searchsorted(columns, tiles)
+    there = columns[x] == tiles
+    return y[there], x[there], slots[there]
+
+
+def _numbers(of: Tensor) -> Tensor:
+    return torch.arange(len(of))
 
 
 def _cells(row: Span, column: Span, chunk: int, rows: int, terms: int) -> Iterator[tuple[Span, Span]]:
@@ -208,31 +233,20 @@ def _cells(row: Span, column: Span, chunk: int, rows: int, terms: int) -> Iterat
             yield strip, cell
 
 
-def _add(
-    out: Tensor, values: Tensor, rows: Run, columns: Run, y: Tensor, x: Tensor, block: tuple[slice, slice] | None
-) -> None:
-    """Adds tiles [R, Py, C, t, Px] at rows y and columns x [t] of two runs; `block`: the part of both they fill."""
-    if columns.step is None:
-        places = [
-            [slice(f, f + n) for f, n in zip(run.tiles.first[k].tolist(), run.tiles.count[k].tolist(), strict=True)]
-            for run, k in ((rows, y), (columns, x))
-        ]
-        for k, (down, across) in enumerate(zip(*places, strict=True)):
-            place = out[:, down, :, across]
+def _add(out: Tensor, values: Tensor, y: Tensor, x: Tensor) -> None:
+    """Adds tiles [R, Py, C, t, Px] whose first coordinates are y and x [t]; zeros of padding fall anywhere."""
+    rows, high, channels, _, wide = values.shape
+    if high * wide >= at_once(LARGE, out.device):
+        for k, (down, across) in enumerate(zip(y.tolist(), x.tolist(), strict=True)):
+            place = out[:, down : down + high, :, across : across + wide]
             place += values[:, : place.shape[1], :, k, : place.shape[3]]
         return
-    y, x = y.to(out.device), x.to(out.device)
-    high, wide = int(rows.tiles.count[0]), int(columns.tiles.count[0])
-    for down in range(0, high, rows.step):  # the core, then what reaches into the next tile
-        for across in range(0, wide, columns.step):
-            piece = values[:, down : min(down + rows.step, high), ..., across : min(across + columns.step, wide)]
-            view = columns.among(out, 3, across, piece.shape[-1])
-            view = rows.among(view, 1, down, piece.shape[1])  # [R, r, h, C, c, w]
-            if block:
-                place = view[:, block[0], :, :, block[1]]
-                place += piece.unflatten(3, (place.shape[1], -1)).permute(0, 3, 1, 2, 4, 5)
-            else:
-                view[:, y, :, :, x] += piece.permute(3, 0, 1, 2, 4)
+    jet, line, channel, column = (torch.arange(n, device=out.device) for n in (rows, high, channels, wide))
+    y = (y.to(out.device) + line[:, None]).clamp(max=out.shape[1] - 1)[:, None, :, None]
+    x = (x.to(out.device)[:, None] + column).clamp(max=out.shape[3] - 1)
+    along = out.stride()
+    places = jet[:, None, None, None, None] * along[0] + y * along[1] + channel[:, None, None] * along[2] + x
+    out.view(-1).scatter_add_(0, places.flatten(), values.flatten())
 
 
 def _scattered(level, row: Span, column: Span, slots: Tensor, order: str) -> Tensor:
@@ -252,16 +266,12 @@ def _scattered(level, row: Span, column: Span, slots: Tensor, order: str) -> Ten
     return rows.unflatten(2, (height, width)).permute(1, 2, 4, 0, 3)
 
 
-def _separable(level, row: Span, column: Span, slots: Tensor, order: str) -> Tensor:
+def _separable(level, by: Tensor, bx: Tensor, slots: Tensor, order: str) -> Tensor:
     """The same by two contractions with windowed bases: of one row and of one column for all tiles, or one for each."""
-    network, like = level.network, level.mean
-    coefficients = network.lattice_coefficients(slots)  # [M, C, t, N]
+    coefficients = level.network.lattice_coefficients(slots)  # [M, C, t, N]
     coefficients *= level.scale_of(slots).T[:, :, None]
     coefficients[0, :, :, 0] += level.mean_of(slots).T  # T_0 = 1
-    scales = [1 / axis.half for axis in level.tile_grid.axes]
-    by = _windowed_basis(network, row, 0, order, scales[0]).to(like)[0]  # [k, Py, M]
-    bx = _windowed_basis(network, column, 1, order, scales[1]).to(like)  # [t or 1, k, Px, N]
-    shape = coefficients.shape[:3]
+    by, shape = by[0], coefficients.shape[:3]
     out = []
     along_x: dict[int, Tensor] = {}
     for terms in row_orders(order, 2):
@@ -277,9 +287,9 @@ def _separable(level, row: Span, column: Span, slots: Tensor, order: str) -> Ten
     return torch.stack(out) if len(out) > 1 else out[0][None]
 
 
-def _windowed_basis(network, tiles: Span, axis: int, order: str, scale: float) -> Tensor:
-    """window * T_m and its derivatives with respect to the global coordinate, float64 [t, 1 to 3, P, M + 1]."""
-    basis = network.basis(tiles.local, axis, order)
+def _windowed_basis(level, tiles: Span, axis: int, order: str) -> Tensor:
+    """window * T_m and its derivatives with respect to the global coordinate: [t, 1 to 3, P, M + 1]."""
+    basis, scale = level.network.basis(tiles.local, axis, order), 1 / level.tile_grid.axes[axis].half
     window = tiles.windows[..., None]
     rows = [window[0] * basis[:, 0]]
     if basis.shape[1] > 1:
@@ -287,4 +297,4 @@ def _windowed_basis(network, tiles: Span, axis: int, order: str, scale: float) -
         rows.append(window[1] * basis[:, 0] + window[0] * first)
     if basis.shape[1] > 2:
         rows.append(window[2] * basis[:, 0] + 2 * window[1] * first + window[0] * basis[:, 2] * scale**2)
-    return torch.stack(rows, dim=1)
+    return torch.stack(rows, dim=1).to(level.mean)

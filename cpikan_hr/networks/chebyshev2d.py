@@ -135,9 +135,11 @@ class Chebyshev2D(TiledNetwork):
         if not self.sparse:
             return select(self.coefficients, tiles).unflatten(2, self.shape).permute(2, 1, 0, 3).contiguous()
         number, tile = self._listed(tiles)
+        (high, wide), channels = self.shape, self.out_features
         index = self.index[number].long()
-        channel, m, n = torch.unravel_index(index, (self.out_features, *self.shape))
-        place = ((m * self.out_features + channel) * len(tiles) + tile) * self.shape[1] + n
+        line = index // wide  # c (M + 1) + m
+        row = line if channels == 1 else line % high * channels + line // high
+        place = index + (row * len(tiles) - line + tile) * wide
         flat = self.coefficients.new_zeros(self.out_features * len(tiles) * self.shape[0] * self.shape[1])
         flat[place] = self.coefficients[number]
         return flat.view(self.shape[0], self.out_features, len(tiles), self.shape[1])
@@ -150,10 +152,8 @@ class Chebyshev2D(TiledNetwork):
             first, last = self.offset[tiles].long(), self.offset[tiles + 1].long()
         counts = last - first
         tile = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-        place = torch.arange(len(tile), device=counts.device) - torch.repeat_interleave(
-            counts.cumsum(0) - counts, counts
-        )
-        return first[tile] + place, tile
+        place = torch.arange(len(tile), device=counts.device)
+        return place + (first - counts.cumsum(0) + counts)[tile], tile
 
     def zero_last(self) -> None:
         nn.init.zeros_(self.coefficients)
