@@ -250,20 +250,17 @@ def _add(out: Tensor, values: Tensor, y: Tensor, x: Tensor) -> None:
 
 
 def _scattered(level, row: Span, column: Span, slots: Tensor, order: str) -> Tensor:
-    """Windowed jets [R, Py, C, t, Px] of tiles [t], one of each of their rows and columns, point by point."""
-    height, width, dtype = row.local.shape[1], column.local.shape[1], level.mean.dtype
-    count, device = len(slots), slots.device
-    factor_y = row.windows.to(device)[:, :, :, None].expand(-1, -1, -1, width).reshape(3, -1)
-    factor_x = column.windows.to(device)[:, :, None, :].expand(-1, -1, height, -1).reshape(3, -1)
-    windows = product_rows([factor_y, factor_x], order).reshape(count, height * width, -1).to(dtype)
-    local_y, local_x = (part.local.to(device, dtype) for part in (row, column))
-    points = torch.stack([local_y[:, :, None].expand(-1, -1, width), local_x[:, None].expand(-1, height, -1)], -1)
-    inverse = level.tile_grid.inverse_half.to(device, dtype)
-    jet = level.network(seed(points.reshape(count, -1, 2), order, inverse), slots)
-    out = level.normalised(jet, slots)
-    window = windows.transpose(-1, -2)[..., None]
+    """Windowed jets [R, Py, C, t, Px] of tiles [t], one of each of their rows and columns."""
+    like = level.mean
+    inverse = level.tile_grid.inverse_half.to(like)
+    y, x = (part.local.to(like) for part in (row, column))
+    axes = torch.stack([y, torch.zeros_like(y)], -1), torch.stack([torch.zeros_like(x), x], -1)
+    jets = (seed(points, order, inverse) for points in (*axes, y.new_zeros(len(slots), 1, 2)))
+    out = level.normalised(level.network.on_lattice(*jets, slots), slots)
+    factors = [row.windows.to(like)[..., :, None], column.windows.to(like)[..., None, :]]
+    window = product_rows(factors, order).flatten(1, 2).transpose(1, 2)[..., None]  # [t, R, Py Px, 1]
     rows = multiply(out, Jet(window, order, 2)).rows  # [t, R, Py Px, C]
-    return rows.unflatten(2, (height, width)).permute(1, 2, 4, 0, 3)
+    return rows.unflatten(2, (y.shape[1], x.shape[1])).permute(1, 2, 4, 0, 3)
 
 
 def _separable(level, by: Tensor, bx: Tensor, slots: Tensor, order: str) -> Tensor:

@@ -45,6 +45,23 @@ class TiledNetwork(nn.Module, ABC):
         """`jet.rows` `[t, R, P, in]` to `[t, R, P, out]`. `tiles`: LongTensor `[t]`, which tiles' parameters to use,
         or None for all in order."""
 
+    def on_lattice(self, y: Jet, x: Jet, origin: Jet, tiles: Tensor | None = None) -> Jet:
+        """The network on the product of two axes, `[t, R, Py Px, out]`, of the jets of points (y, 0), (0, x), (0, 0).
+
+        A first layer that is a sum of functions of one coordinate each, F(y, x) = F(y, 0) + F(0, x) - F(0, 0) with all
+        derivatives, is evaluated on the axes alone.
+        """
+        along_y, along_x, both = (self.first(jet, tiles).rows for jet in (y, x, origin))
+        rows = (along_y - both).unsqueeze(3) + along_x.unsqueeze(2)
+        return self.rest(y._replace(rows=rows.flatten(2, 3)), tiles)
+
+    def first(self, jet: Jet, tiles: Tensor | None = None) -> Jet:
+        """What of `forward` is a sum of functions of one coordinate each; `rest` goes on from there."""
+        return jet
+
+    def rest(self, jet: Jet, tiles: Tensor | None = None) -> Jet:
+        return self(jet, tiles)
+
     @abstractmethod
     def features(self, points: Tensor, tiles: Tensor | None = None) -> Tensor:
         """What multiplies the last layer's parameters: local coordinates `[t, P, in]` to `[t, P, K]`; column 0 is the

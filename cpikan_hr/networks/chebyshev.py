@@ -93,6 +93,10 @@ class ChebyshevLayer(nn.Module):
 
     def forward(self, jet: Jet, tiles: Tensor | None = None) -> Jet:
         """`[t, R, P, in] -> [t, R, P, out]`; the layer keeps only its input for backward, not the expansion."""
+        return self.normalised(self.edges(jet, tiles), tiles)
+
+    def edges(self, jet: Jet, tiles: Tensor | None = None) -> Jet:
+        """The sum of the edges' functions: `forward` without the normalisation."""
         with full_precision(jet.order):
             coefficients = select(self.coefficients, tiles)
             if self.constant is not None:
@@ -102,8 +106,14 @@ class ChebyshevLayer(nn.Module):
             weight = coefficients.permute(0, 3, 1, 2).flatten(
                 1, 2
             )  # [t, degree * in, out], as the expansion is laid out
-            jet = jet._replace(rows=chebyshev_linear(jet, weight, bias, self.degree, self.input_map))
-            return jet if self.norm is None else self.norm(jet, tiles)
+            return jet._replace(rows=chebyshev_linear(jet, weight, bias, self.degree, self.input_map))
+
+    def normalised(self, jet: Jet, tiles: Tensor | None = None) -> Jet:
+        """The channels normalised, where the layer does that."""
+        if self.norm is None:
+            return jet
+        with full_precision(jet.order):
+            return self.norm(jet, tiles)
 
     def features(self, values: Tensor) -> Tensor:
         """Columns [1, T_1(s(v_1)), ..., T_1(s(v_in)), T_2(s(v_1)), ...]: `[t, P, in] -> [t, P, 1 + degree * in]`."""
@@ -200,6 +210,15 @@ class ScaledCPIKAN(TiledNetwork):
 
     def forward(self, jet: Jet, tiles: Tensor | None = None) -> Jet:
         for layer in self.layers:
+            jet = layer(jet, tiles)
+        return jet
+
+    def first(self, jet: Jet, tiles: Tensor | None = None) -> Jet:
+        return self.layers[0].edges(jet, tiles)
+
+    def rest(self, jet: Jet, tiles: Tensor | None = None) -> Jet:
+        jet = self.layers[0].normalised(jet, tiles)
+        for layer in self.layers[1:]:
             jet = layer(jet, tiles)
         return jet
 

@@ -75,17 +75,24 @@ class TiledMLP(TiledNetwork):
     def activation(self, jet: Jet, layer: int) -> Jet:
         """The jet after hidden layer number `layer`."""
 
+    def first(self, jet: Jet, tiles: Tensor | None = None) -> Jet:
+        return self.layers[0](self.encode(jet), tiles)
+
+    def rest(self, jet: Jet, tiles: Tensor | None = None) -> Jet:
+        return self.layers[-1](self._hidden(jet, tiles), tiles)
+
     def _hidden(self, jet: Jet, tiles: Tensor | None) -> Jet:
-        jet = self.encode(jet)
-        for k, layer in enumerate(self.layers[:-1]):
+        """The last hidden layer, of the jet that `first` gives."""
+        jet = self.activation(jet, 0)
+        for k, layer in enumerate(self.layers[1:-1], start=1):
             jet = self.activation(layer(jet, tiles), k)
         return jet
 
     def forward(self, jet: Jet, tiles: Tensor | None = None) -> Jet:
-        return self.layers[-1](self._hidden(jet, tiles), tiles)
+        return self.rest(self.first(jet, tiles), tiles)
 
     def features(self, points: Tensor, tiles: Tensor | None = None) -> Tensor:
-        hidden = self._hidden(seed(points, "value"), tiles).value
+        hidden = self._hidden(self.first(seed(points, "value"), tiles), tiles).value
         return torch.cat([torch.ones_like(hidden[..., :1]), hidden], dim=-1)
 
     def set_last(self, tiles: Tensor | None, solution: Tensor) -> None:
