@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from cpikan_hr.fields.box import Box, Constants
-from cpikan_hr.fields.lattice import add_lattice
+from cpikan_hr.fields.lattice import add_lattice, margin
 from cpikan_hr.fields.level import Level
 from cpikan_hr.fields.tiles import TileGrid
 from cpikan_hr.jets import Jet, row_count
@@ -147,12 +147,14 @@ class Field(nn.Module):
     def lattice(self, ys: Tensor, xs: Tensor, order: str = "value", groups: int | None = None) -> Tensor:
         """Jet rows [R, C, H, W] on the product of ascending float64 coordinates; the recipe's first `groups` levels."""
         chosen = [level for group in self.groups[:groups] for level in self.parts(group)]
-        channels = self.mix.shape[0]
-        out = self.mix.new_zeros(row_count(order, 2), len(ys), channels, len(xs))
+        channels, axes = self.mix.shape[0], (ys.cpu(), xs.cpu())
+        beyond_y, beyond_x = (max((margin(level, a, x) for level in chosen), default=0) for a, x in enumerate(axes))
+        shape = row_count(order, 2), len(ys) + 2 * beyond_y, channels, len(xs) + 2 * beyond_x
+        out = self.mix.new_zeros(shape)
         for level in chosen:
-            add_lattice(level, out, ys, xs, order)
+            add_lattice(level, out, ys, xs, order, (beyond_y, beyond_x))
         release()
-        out = out.transpose(1, 2)
+        out = out[:, beyond_y : beyond_y + len(ys), :, beyond_x : beyond_x + len(xs)].transpose(1, 2)
         return torch.einsum("rkhw,kc->rchw", out, self.mix) if channels > 1 else out
 
     def pixels(self, y0: int, y1: int, x0: int, x1: int, groups: int | None = None, stride: int = 1) -> Tensor:

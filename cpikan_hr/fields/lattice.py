@@ -3,11 +3,14 @@
 Tiles that see their coordinates alike are evaluated together, as many as the chunk holds, and added into the caller's
 accumulator. Windows are products of one factor per axis, so a separable network takes them into its one-dimensional
 bases, and value, blend and derivatives come out of two GEMMs. Neighbours overlap: their sum in the accumulator is the
-blend. Which tiles see what is reckoned on the CPU: a GPU would be waited for at every step.
+blend. Where coordinates are evenly spaced, small separable tiles that reach beyond them are evaluated whole, so that
+they see alike too; the accumulator has a margin for what falls beside. Which tiles see what is reckoned on the CPU: a
+GPU would be waited for at every step.
 """
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import groupby, pairwise
 
@@ -22,6 +25,7 @@ from cpikan_hr.parallel import at_once
 SPARSE = 2  # coordinates per tile and axis, below which points are evaluated one by one
 FEW = 2  # tiles at a border that are evaluated one by one
 LARGE = 1024  # points per tile from which tiles are added one by one
+WHOLE = 64  # coordinates of a tile up to which it is evaluated whole
 KNOWN = 2**16  # coordinates: the runs of longer vectors are not remembered
 KEPT = 8  # chunks of tiles whose pages are kept: rows far apart touch pages all over a field's file
 
@@ -31,7 +35,7 @@ class Span:
     """The tiles of one axis that see some of the coordinates, padded to the widest: see `span`."""
 
     tiles: Tensor  # [t] ascending
-    first: Tensor  # [t] index of the first coordinate each sees
+    first: Tensor  # [t] index of the first coordinate each sees; negative before the first of all
     count: Tensor  # [t] how many
     local: Tensor  # [t, P] float64; padding repeats the last
     windows: Tensor  # [3, t, P] value, first and second derivative; zero where padded
@@ -59,6 +63,16 @@ class Run:
 
     tiles: Span
     alike: bool
+    known: dict = field(default_factory=dict)  # bases that all tiles share
+
+    def basis(self, level, axis: int, order: str, places: Tensor) -> Tensor:
+        """Windowed bases of a separable network for the tiles at `places` [t]: one serves all that see alike."""
+        if not self.alike:
+            return _windowed_basis(level, self.tiles.pick(places), axis, order)
+        kind = axis, order, level.network.shape, level.network.input_map, level.mean.dtype, level.mean.device
+        if kind not in self.known:
+            self.known[kind] = _windowed_basis(level, self.tiles.pick(slice(0, 1)), axis, order)
+        return self.known[kind]
 
     @classmethod
     def of_one(cls, tile: Span) -> "Run":
@@ -72,22 +86,40 @@ class Run:
         return [Run.of_one(self.tiles.pick(slice(k, k + 1))) for k in range(len(self.tiles.tiles))]
 
 
-def span(axis: TileAxis, x: Tensor) -> Span:
-    """Which ascending coordinates x [n] each tile of an axis sees."""
+def margin(level, axis: int, x: Tensor) -> int:
+    """How many coordinates beyond both ends of ascending x [n] the level's tiles are evaluated at, to see all alike."""
+    separable = hasattr(level.network, "lattice_coefficients")
+    spacing = float(x[1] - x[0]) if len(x) > 1 else 0.0
+    if not separable or not spacing or not torch.allclose(x.diff(), x.new_tensor(spacing), rtol=1e-9):
+        return 0
+    reach = math.ceil(2 * level.tile_grid.axes[axis].half / spacing) + 1
+    return reach if reach <= WHOLE else 0
+
+
+def span(axis: TileAxis, x: Tensor, beyond: int = 0) -> Span:
+    """Which ascending coordinates x [n], and up to `beyond` more on both sides, each tile sees that sees some of x."""
     reach = axis.overlap * axis.stride / 2
     edge = axis.origin + torch.arange(axis.count + 1, dtype=x.dtype, device=x.device) * axis.stride
-    first = torch.searchsorted(x, edge[:-1] - reach)
-    last = torch.searchsorted(x, edge[1:] + reach, right=True)
+    begin, end = edge[:-1] - reach, edge[1:] + reach
+    first = torch.searchsorted(x, begin)
+    last = torch.searchsorted(x, end, right=True)
     first[0], last[-1] = 0, len(x)  # tiles at the border see everything beyond it
     tiles = torch.nonzero(last > first)[:, 0]
-    first, count = first[tiles], (last - first)[tiles]
+    if beyond:
+        steps = torch.arange(1, beyond + 1, dtype=x.dtype, device=x.device) * (x[1] - x[0])
+        x = torch.cat([x[0] - steps.flip(0), x, x[-1] + steps])
+        inner = (tiles > 0) & (tiles < axis.count - 1)  # the others see no further than they are asked for
+        first = torch.where(inner, torch.searchsorted(x, begin[tiles]), first[tiles] + beyond)
+        count = torch.where(inner, torch.searchsorted(x, end[tiles], right=True), last[tiles] + beyond) - first
+    else:
+        first, count = first[tiles], (last - first)[tiles]
     place = torch.arange(int(count.max()), device=x.device)
     padded = place >= count[:, None]
     points = x[(first[:, None] + place.minimum(count[:, None] - 1)).clamp(max=len(x) - 1)]
     local = (points - axis.centre(tiles)[:, None]) / axis.half
     windows = torch.stack(axis.windows(points, tiles[:, None])).masked_fill(padded, 0.0)
     seen = (windows[0] > 0).any(1)  # a coordinate exactly on the end of a support does not count
-    return Span(tiles, first, count, local, windows).pick(seen)
+    return Span(tiles, first - beyond, count, local, windows).pick(seen)
 
 
 def runs(tiles: Span) -> list[Run]:
@@ -108,46 +140,34 @@ def runs(tiles: Span) -> list[Run]:
     return found
 
 
-def add_lattice(level, out: Tensor, ys: Tensor, xs: Tensor, order: str) -> None:
-    """Adds the jet of `level` on ys x xs to `out` [R, H, C, W], which is contiguous."""
+def add_lattice(level, out: Tensor, ys: Tensor, xs: Tensor, order: str, corner: tuple[int, int] = (0, 0)) -> None:
+    """Adds the jet of `level` on ys x xs to `out` [R, H, C, W], contiguous, in which they begin at `corner`.
+
+    The level's `margin`, if `corner` is not (0, 0), is written to on all sides.
+    """
     if level.network is None:
         return
-    along_y, along_x = (_runs_on(axis, x.cpu()) for axis, x in zip(level.tile_grid.axes, (ys, xs), strict=True))
+    along_y, along_x = (
+        _runs_on(level.tile_grid.axes[a], x.cpu(), margin(level, a, x.cpu()) if corner[a] else 0)
+        for a, x in enumerate((ys, xs))
+    )
     if _coarse(along_y, len(ys)) and _coarse(along_x, len(xs)):
-        _add_points(level, out, ys, xs, order)
+        _add_points(level, out[:, corner[0] :, :, corner[1] :], ys, xs, order)
         return
-    bases = Bases(level, order)
     for run in along_y:
         for rows in run.split():
-            for columns in along_x:
-                _add_tiles(level, out, rows, columns, order, bases)
+            for columns, *active in _active(level, rows.tiles.tiles, along_x):
+                _add_tiles(level, out, rows, columns, active, order, corner)
 
 
-def _runs_on(axis: TileAxis, x: Tensor) -> list[Run]:
+def _runs_on(axis: TileAxis, x: Tensor, beyond: int) -> list[Run]:
     """The runs of coordinates x; those of the columns are the same in all strips of a map."""
-    return _known_runs(axis, x.numpy().tobytes()) if len(x) <= KNOWN else runs(span(axis, x))
+    return _known_runs(axis, x.numpy().tobytes(), beyond) if len(x) <= KNOWN else runs(span(axis, x, beyond))
 
 
 @lru_cache(maxsize=32)
-def _known_runs(axis: TileAxis, coordinates: bytes) -> list[Run]:
-    return runs(span(axis, torch.frombuffer(bytearray(coordinates), dtype=torch.float64)))
-
-
-class Bases:
-    """Windowed bases of a separable network along both axes: tiles that see alike share one."""
-
-    def __init__(self, level, order: str):
-        self.level, self.order = level, order
-        self._shared: dict[tuple[int, int], Tensor] = {}
-
-    def of(self, run: Run, axis: int, places: Tensor) -> Tensor:
-        """Of the tiles of a run at `places` [t]: [t or 1, 1 to 3, P, M + 1]."""
-        if not run.alike:
-            return _windowed_basis(self.level, run.tiles.pick(places), axis, self.order)
-        key = axis, int(run.tiles.tiles[0])
-        if key not in self._shared:
-            self._shared[key] = _windowed_basis(self.level, run.tiles.pick(slice(0, 1)), axis, self.order)
-        return self._shared[key]
+def _known_runs(axis: TileAxis, coordinates: bytes, beyond: int) -> list[Run]:
+    return runs(span(axis, torch.frombuffer(bytearray(coordinates), dtype=torch.float64), beyond))
 
 
 def _coarse(along: list[Run], count: int) -> bool:
@@ -166,14 +186,15 @@ def _add_points(level, out: Tensor, ys: Tensor, xs: Tensor, order: str) -> None:
         release()
 
 
-def _add_tiles(level, out: Tensor, rows: Run, columns: Run, order: str, bases: Bases) -> None:
-    """Adds the active ones of the tiles in these rows, which see alike, and columns."""
+def _add_tiles(
+    level, out: Tensor, rows: Run, columns: Run, active: list[Tensor], order: str, corner: tuple[int, int]
+) -> None:
+    """Adds `active` tiles in these rows, which see alike, and columns: places in both, and slots, [t] each."""
     device, chunk = out.device, at_once(level.chunk, out.device)
     separable = hasattr(level.network, "lattice_coefficients")
     terms = level.network.shape if separable else (1, 1)
     tall = max(len(out) * rows.tiles.local.shape[1], terms[0])  # numbers per column of pixels of a tile
     share = chunk // (tall * max(columns.tiles.local.shape[1], terms[1]))
-    active = _active(level, rows.tiles.tiles, columns.tiles.tiles)
     pieces = zip(*(numbers.split(max(1, share)) for numbers in active), strict=True)
     for number, (y, x, slots) in enumerate(pieces if len(active[0]) else ()):
         if number % KEPT == KEPT - 1:
@@ -181,10 +202,11 @@ def _add_tiles(level, out: Tensor, rows: Run, columns: Run, order: str, bases: B
         chosen = slots.to(device)
         if share:
             if separable:
-                values = _separable(level, bases.of(rows, 0, y), bases.of(columns, 1, x), chosen, order)
+                bases = rows.basis(level, 0, order, y), columns.basis(level, 1, order, x)
+                values = _separable(level, *bases, chosen, order)
             else:
                 values = _scattered(level, rows.tiles.pick(y), columns.tiles.pick(x), chosen, order)
-            _add(out, values, rows.tiles.first[y], columns.tiles.first[x])
+            _add(out, values, rows.tiles.first[y] + corner[0], columns.tiles.first[x] + corner[1])
             continue
         one = (Run.of_one(run.tiles.pick(part)).tiles for run, part in ((rows, y), (columns, x)))
         for row, column in _cells(*one, chunk, len(out), terms[0]):
@@ -193,26 +215,32 @@ def _add_tiles(level, out: Tensor, rows: Run, columns: Run, order: str, bases: B
                 values = _separable(level, by, bx, chosen, order)
             else:
                 values = _scattered(level, row, column, chosen, order)
-            _add(out, values, row.first, column.first)
+            _add(out, values, row.first + corner[0], column.first + corner[1])
 
 
-def _active(level, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The active ones of the tiles in ascending rows and columns of the grid: places in both, and slots, [t] each."""
+def _active(level, rows: Tensor, along_x: list[Run]) -> Iterator[tuple[Run, Tensor, Tensor, Tensor]]:
+    """For every run of columns the active tiles in it and in these rows [r]: places in both, and slots, [t] each."""
     count = level.tile_grid.axes[1].count
     if level.active is None:
-        y, x = (part.flatten() for part in torch.meshgrid(*map(_numbers, (rows, columns)), indexing="ij"))
-        return y, x, rows[y] * count + columns[x]
+        for run in along_x:
+            columns = run.tiles.tiles
+            y, x = (part.flatten() for part in torch.meshgrid(*map(_numbers, (rows, columns)), indexing="ij"))
+            yield run, y, x, rows[y] * count + columns[x]
+        return
+    columns = torch.cat([run.tiles.tiles for run in along_x])
     ends = torch.stack([rows * count + columns[0], rows * count + columns[-1] + 1])
     low, high = torch.searchsorted(level.active, ends.to(level.active)).cpu()
     counts = high - low
     y = torch.repeat_interleave(_numbers(rows), counts)
     slots = _numbers(y) + (low - counts.cumsum(0) + counts)[y]
     tiles = level.active[slots.to(level.active.device)].cpu() - (rows * count)[y]
-    if len(columns) == int(columns[-1] - columns[0]) + 1:
-        return y, tiles - columns[0], slots
     x = torch.searchsorted(columns, tiles)
-    there = columns[x] == tiles
-    return y[there], x[there], slots[there]
+    wanted, start = columns[x] == tiles, 0
+    for run in along_x:
+        stop = start + len(run.tiles.tiles)
+        here = torch.nonzero(wanted & (x >= start) & (x < stop))[:, 0]
+        yield run, y[here], x[here] - start, slots[here]
+        start = stop
 
 
 def _numbers(of: Tensor) -> Tensor:
