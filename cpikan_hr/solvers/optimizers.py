@@ -37,19 +37,27 @@ def build_optimizer(field: Field, options: TrainingOptions, levels: FieldOptions
     return _CLASSES[options.optimizer](groups, lr=options.lr, weight_decay=options.weight_decay, **extra)
 
 
+def states_of(optimizer: Optimizer, field: Field) -> dict[str, dict]:
+    """What an optimizer keeps for each of a field's parameters that it has updated, by their names."""
+    return {name: optimizer.state[value] for name, value in field.named_parameters() if value in optimizer.state}
+
+
 @torch.no_grad()
-def carry_state(old: Optimizer, before: Field, new: Optimizer, after: Field, rows: dict[str, Tensor]) -> None:
+def carry_state(
+    old: Optimizer, states: dict[str, dict], before: Field, new: Optimizer, after: Field, rows: dict[str, Tensor]
+) -> None:
     """Gives a new optimizer the state of the old one for parameters that are rows of the old ones, see `Field.settle`.
 
-    What is as large as its parameter (moments) keeps the rows, all else (counts of updates) is taken over.
+    `states`: the old one's, by the parameters' names. What is as large as its parameter (moments) keeps the rows, all
+    else (counts of updates) is taken over.
     """
     earlier = dict(before.named_parameters())
     for name, parameter in after.named_parameters():
-        if name in rows and earlier[name] in old.state:
+        if name in rows and name in states:
             shape = earlier[name].shape
             new.state[parameter] = {
                 key: value[rows[name]] if torch.is_tensor(value) and value.shape == shape else deepcopy(value)
-                for key, value in old.state[earlier[name]].items()
+                for key, value in states[name].items()
             }
     for group, group_before in zip(new.param_groups, old.param_groups, strict=True):
         if "step" in group_before:  # SOAP counts its updates there

@@ -93,10 +93,7 @@ def fit(
             field, levels = begin_field(problem, recipe, processes, preview, stop)
         else:
             tensors, levels = checkpoints.layout_of(run, checkpoint), levels_of(run)
-            field = Field.from_layout(
-                recipe.field, problem.extent, problem.channels, tensors, options.seed, problem.box
-            )
-            field.to(accelerator.device)
+            field = field_of(tensors, problem, recipe).to(accelerator.device)
     start = field.layout()
     parameters = field.count_parameters()
     updater = None  # a start that is the answer is written as it lies in its files: nothing is prepared and copied
@@ -145,6 +142,13 @@ def fit(
             points = batches.seen(recipe, steps)
             if points:
                 save_tensors(run / "points.safetensors", points)
+
+
+def field_of(layout: dict[str, torch.Tensor], problem: Problem, recipe: Recipe) -> Field:
+    """The field of a recipe's problem that is laid out so; its weights are fresh where `layout` has none."""
+    return Field.from_layout(
+        recipe.field, problem.extent, problem.channels, layout, recipe.training.seed, problem.box
+    )
 
 
 def check_run(run: Path, recipe: Recipe, checkpoint: Path | None) -> None:
@@ -266,8 +270,12 @@ def run_steps(
         return tensor.cpu()
 
     processes, whole = checkpoints.processes_of(accelerator), whole_weights(accelerator)
-    field = accelerator.unwrap_model(updater.model) if whole else None
-    region = Region(field) if field is not None and field.settled else None
+    field = accelerator.unwrap_model(updater.model)  # its weights may be sharded
+    region = Region(field) if field.settled else None
+
+    def whole_field() -> Field:
+        return updater.whole(lambda layout: field_of(layout, problem, recipe))
+
     saved_at = time.perf_counter()
     last = options.steps * options.accumulate
     with ThreadPoolExecutor(1) as reader:
@@ -275,7 +283,8 @@ def run_steps(
         coming = reader.submit(read, number, region) if number < last else None
         while updater.steps < options.steps and not stop.agreed(processes):
             if options.settle_rmse and updater.steps % options.settle_every == 0:
-                training = settle(updater, problem, recipe, active_levels(recipe, updater.steps), processes)
+                groups = active_levels(recipe, updater.steps)
+                training = settle(updater, whole_field(), problem, recipe, groups, processes)
                 if not training:
                     tracker.say(f"all tiles have settled after {updater.steps} updates")
                     break
@@ -304,7 +313,9 @@ def run_steps(
             batches.finish(total)
             tracker.update(points)
             if options.sweep_every and updater.steps % options.sweep_every == 0:
-                sweep_field(field, problem.target, problem.shape, recipe, processes)
+                swept = whole_field()
+                sweep_field(swept, problem.target, problem.shape, recipe, processes)
+                updater.put(swept)
             if updater.steps % options.log_every == 0 or updater.steps == options.steps:
                 if accelerator.num_processes > 1:
                     torch.distributed.all_reduce(sums)
@@ -312,9 +323,9 @@ def run_steps(
                 name, value = problem.figure(error)
                 lr = max(updater.learning_rates)
                 tiles = {"tiles": field.trained_tiles} if options.settle_rmse else {}
-                told = tiles | (problem.told(field) if field is not None else {})
+                told = tiles | (problem.told(field) if whole else {})
                 tracker.log(updater.steps, {"loss": loss, name: value, "lr": lr, "grad_norm": norm, **told})
-                if field is not None:
+                if whole:
                     preview.draw(field)
             if due(updater, options, saved_at):
                 checkpoints.save(updater, run, options.keep, batches.state())

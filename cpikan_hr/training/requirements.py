@@ -5,6 +5,7 @@ from accelerate.utils import DistributedType
 
 from cpikan_hr.errors import UserError
 from cpikan_hr.recipe import Recipe
+from cpikan_hr.training.backend import offload_device
 
 
 def whole_weights(accelerator: Accelerator) -> bool:
@@ -17,9 +18,16 @@ def check_backend(recipe: Recipe, accelerator: Accelerator) -> None:
     if whole_weights(accelerator):
         return
     needs = "needs whole weights on every process: launch with cpu, single_gpu or ddp,"
+    fixed = (
+        accelerator.distributed_type == DistributedType.FSDP
+        or offload_device(accelerator, "offload_optimizer") == "nvme"
+    )
     for key in ("sweep_every", "settle_rmse"):
-        if getattr(recipe.training, key):
-            raise UserError(f"training.{key} {needs} or leave it out")
+        if fixed and getattr(recipe.training, key):
+            raise UserError(
+                f"training.{key}: FSDP2 and an optimizer on NVMe do not hand out what they hold; launch with another "
+                "file, as zero3 or ddp, or leave it out"
+            )
     if recipe.solve.method != "none":
         raise UserError(f"solve.method {recipe.solve.method} {needs} or train with adam")
     if getattr(recipe.problem, "balance", None):

@@ -13,13 +13,14 @@ from cpikan_hr.solvers.settling import settled_tiles
 from cpikan_hr.training.update import Updater
 
 
-def settle(updater: Updater, problem: Problem, recipe: Recipe, groups: int | None, processes: Processes) -> int:
+def settle(
+    updater: Updater, before: Field, problem: Problem, recipe: Recipe, groups: int | None, processes: Processes
+) -> int:
     """Collective. Lets tiles of the recipe's first `groups` levels (None: all) leave; how many in all still train.
 
-    Where some leave, `updater` has another field and optimizer; where none would stay, all is as before. Every process
-    holds whole weights.
+    `before`: the field that trains, whole. Where some leave, `updater` has another field and optimizer; where none
+    would stay, all is as before.
     """
-    before: Field = updater.accelerator.unwrap_model(updater.model)
     tolerance = recipe.training.settle_rmse
     leaving = settled_tiles(before, recipe.field, groups, problem.target, problem.shape, tolerance, processes)
     count = sum(int(tiles.sum()) for tiles in leaving.values())
@@ -28,6 +29,6 @@ def settle(updater: Updater, problem: Problem, recipe: Recipe, groups: int | Non
         return left
     after, rows = before.settle(leaving)
     optimizer = build_optimizer(after, recipe.training, recipe.field)
-    carry_state(updater.optimizer.optimizer, before, optimizer, after, rows)
+    carry_state(updater.optimizer.optimizer, updater.states(), before, optimizer, after, rows)
     updater.replace(after, optimizer, rows)
     return left

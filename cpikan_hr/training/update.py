@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cpikan_hr.errors import UserError
-from cpikan_hr.fields import Level
+from cpikan_hr.fields import Field, Level
+from cpikan_hr.solvers.optimizers import states_of
 from cpikan_hr.training.backend import check_optimizer, full_state_dict
 from cpikan_hr.training.ema import WeightAverage
 
@@ -101,19 +102,55 @@ class Updater:
         if self.accelerator.is_fsdp2:  # it has replaced the parameters by sharded ones
             self._watch = ShardedGradientWatch(self.model, self._watch)
 
-    def replace(self, model: nn.Module, optimizer: torch.optim.Optimizer, rows: dict[str, Tensor]) -> None:
-        """Goes on between two updates with another model and its optimizer, neither of them prepared yet.
+    def whole(self, build: Callable[[dict[str, Tensor]], Field]) -> Field:
+        """Collective. The field that trains, with whole weights: itself, or where they are sharded a copy.
+
+        `build` makes a field of such a `layout`.
+        """
+        field = self.accelerator.unwrap_model(self.model)
+        if not self._deepspeed:
+            return field
+        copy = build(field.layout()).to(field.device)
+        values = self._shards().weights()
+        for name, parameter in copy.named_parameters():
+            parameter.data.copy_(values[name])
+        return copy
+
+    def put(self, field: Field) -> None:
+        """Collective. Gives the field that trains the weights of what `whole` gave, changed alike on all processes."""
+        if self._deepspeed:
+            self._shards().put(dict(field.named_parameters()))
+
+    def states(self) -> dict[str, dict]:
+        """Collective. The optimizer's state by the parameters' names, as whole tensors."""
+        if self._deepspeed:
+            return self._shards().states()
+        return states_of(self.optimizer.optimizer, self.accelerator.unwrap_model(self.model))
+
+    def replace(self, model: Field, optimizer: torch.optim.Optimizer, rows: dict[str, Tensor]) -> None:
+        """Collective. Goes on between two updates with another model and its optimizer, neither of them prepared yet.
 
         `rows`: by the name of every trained parameter, which rows of the one before it keeps. The optimizer has the
-        groups and the state it needs. Only where processes hold whole weights.
+        groups and the state it needs.
         """
         assert self._micro == 0, "replace() between two updates"
         # As `free_memory` does, without its garbage collection, which takes as long as ten updates.
         self.accelerator._models.clear()
         self.accelerator._optimizers.clear()
+        states = states_of(optimizer, model)
+        if self._deepspeed:  # it will step vectors of its own, with a state of theirs
+            optimizer.state.clear()
+            self.model.destroy()
         self._prepare(model, optimizer)
+        if self._deepspeed:
+            self._shards().put_states(states)
         if self.average:
             self.average.replace(model, rows)
+
+    def _shards(self):
+        from cpikan_hr.training.shards import Shards  # DeepSpeed takes a second to import
+
+        return Shards(self.model)
 
     @property
     def learning_rates(self) -> list[float]:

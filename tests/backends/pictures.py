@@ -79,7 +79,7 @@ def swept(folder: Path) -> dict:
 
 
 def settled(folder: Path) -> dict:
-    return coloured(folder, [TILES], 30, steps=10, ema=0.5, **SETTLE)
+    return coloured(folder, [TILES], 30, steps=14, checkpoint_steps=10, **SETTLE)
 
 
 def joining(folder: Path) -> dict:

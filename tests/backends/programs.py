@@ -13,6 +13,7 @@ from harness import ROOT
 
 # One of each kind of checkpoint: replicated, sharded optimizer, sharded parameters on the host, optimizer on NVMe.
 RESUMED = ("ddp_cpu", "zero2", "zero3_offload", "zero3_nvme")
+SETTLED_RESUMED = ("zero2", "zero3_offload")
 POISONED = ("ddp_cpu", "zero2", "zero3_offload")
 BF16 = ("ddp_cpu", "zero2", "zero3")
 REFUSED = {  # what needs whole weights, under ZeRO-3: the message's first words, and words that ask for it
@@ -20,8 +21,6 @@ REFUSED = {  # what needs whole weights, under ZeRO-3: the message's first words
     "solve.method ssbroyden": ["burgers", "--solve.method", "ssbroyden"],
     "problem.balance needs": ["burgers", "--solve.method", "none", "--problem.balance", "{}"],
     "field.precision double:": ["burgers", "--solve.method", "none"],
-    "training.sweep_every needs": ["grown", "--training.sweep_every", "10"],
-    "training.settle_rmse needs": ["grown", "--training.settle_every", "4", "--training.settle_rmse", "2.5"],
 }
 
 
@@ -66,6 +65,9 @@ def launches(config: str, folder: Path) -> list[list[dict]]:
     if config == "zero3_nvme":
         first.append(wide_toy(folder))
         second.append(wide_toy(folder, "--resume"))
+    if config in SETTLED_RESUMED:
+        first.append(train(folder, "settled_resumed", pictures.settled(folder / "coloured"), kind="stopped"))
+        second.append(train(folder, "settled_resumed", pictures.settled(folder / "coloured")))
     if config in POISONED:
         first.append(toy(folder, "poisoned", "--steps", "5", "--poison", "3:1:2"))
     if config in BF16:
@@ -79,13 +81,16 @@ def launches(config: str, folder: Path) -> list[list[dict]]:
     if config in ("alone", "ddp_cpu", "zero3"):
         second += all_of(pictures.starts(folder))
         second.append(train(folder, "joining", pictures.joining(folder / "coloured")))
+    if config in ("alone", "ddp_cpu", "zero2", "zero3", "zero3_offload"):
+        second.append(train(folder, "swept", pictures.swept(folder / "coloured")))
+        second.append(train(folder, "settled", pictures.settled(folder / "coloured")))
+    if config in ("alone", "ddp_cpu", "zero2"):
+        second.append(train(folder, "settled_averaged", pictures.settled(folder / "coloured"), "--training.ema", "0.5"))
     if config in ("alone", "zero2", "zero3"):
         second += all_of(equations.trained("single"))
     if config in ("alone", "ddp_cpu"):
         second += all_of(equations.trained("double") | equations.solved())
         second.append(train(folder, "phases", equations.of_both_phases()))
-        second.append(train(folder, "swept", pictures.swept(folder / "coloured")))
-        second.append(train(folder, "settled", pictures.settled(folder / "coloured")))
         second.append(train(folder, "clock", pictures.by_the_clock(folder / "coloured")))
     if config == "ddp_cpu":
         second += all_of(equations.of_one_step())

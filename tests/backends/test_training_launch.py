@@ -4,26 +4,39 @@ import sys
 
 import pytest
 from harness import ROOT
-from programs import REFUSED
+from programs import REFUSED, SETTLED_RESUMED
 
 sys.path.append(str(ROOT / "tests" / "training"))
 from test_loop import losses  # noqa: E402
 from test_settling import same, state, tiles  # noqa: E402
 
+SHARING = ("ddp_cpu", "zero2", "zero3", "zero3_offload")
 
-def test_sweeps_between_steps_lower_the_loss_alike(launched):
-    alone, two = (launched(config).run("swept") for config in ("alone", "ddp_cpu"))
+
+@pytest.mark.parametrize("config", SHARING)
+def test_sweeps_between_steps_lower_the_loss_alike(config, launched):
+    alone, two = (launched(which).run("swept") for which in ("alone", config))
     one = losses(alone)
     assert len(one) == 20 and losses(two) == pytest.approx(one, rel=1e-5)
     assert one[10] < 0.99 * one[9]
     assert abs(one[9] / one[0] - 1) < 1e-3  # the steps themselves do next to nothing
 
 
-def test_the_same_tiles_settle(launched):
-    alone, two = (launched(config).run("settled") for config in ("alone", "ddp_cpu"))
+@pytest.mark.parametrize(
+    ("config", "name"), [*((c, "settled") for c in SHARING), *((c, "settled_averaged") for c in SHARING[:2])]
+)
+def test_the_same_tiles_settle(config, name, launched):
+    alone, two = (launched(which).run(name) for which in ("alone", config))
     assert tiles(two) == tiles(alone) and tiles(alone)[-1] < 24
     assert losses(two) == pytest.approx(losses(alone), rel=1e-4)
     assert same(state(two), state(alone), 1e-3)
+
+
+@pytest.mark.parametrize("config", SETTLED_RESUMED)
+def test_a_run_whose_tiles_have_settled_is_resumed_exactly(config, launched):
+    run, whole = launched(config).run("settled_resumed", 2, 0), launched(config).run("settled")
+    assert tiles(run) == tiles(whole) and losses(run) == pytest.approx(losses(whole), rel=1e-6)
+    assert same(state(run), state(whole), 1e-6)
 
 
 @pytest.mark.parametrize("config", ["ddp_cpu", "zero3"])

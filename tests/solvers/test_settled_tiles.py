@@ -9,7 +9,7 @@ from cpikan_hr.fields import Field, Region
 from cpikan_hr.processes import ALONE
 from cpikan_hr.recipe import FieldOptions, TrainingOptions
 from cpikan_hr.solvers import settling
-from cpikan_hr.solvers.optimizers import build_optimizer, carry_state
+from cpikan_hr.solvers.optimizers import build_optimizer, carry_state, states_of
 from cpikan_hr.solvers.settling import settled_tiles, tile_errors
 
 CPIKAN = {"kind": "cpikan", "hidden": [3], "degree": 3}
@@ -119,7 +119,7 @@ def test_the_next_updates_are_those_with_the_settled_tiles_held_fixed(optimizer,
     }  # fmt: skip
     after, rows = field.settle(leaving)
     carried = build_optimizer(after, options, choice)
-    carry_state(solver, field, carried, after, rows)
+    carry_state(solver, states_of(solver, field), field, carried, after, rows)
 
     def held() -> dict[str, torch.Tensor]:
         """The settled rows of the uncut field's parameters."""
