@@ -40,8 +40,9 @@ class Field(nn.Module):
         self.settled = nn.ModuleDict({str(k): level for k, level in (settled or {}).items()}).requires_grad_(False)
         self.extent = tuple(float(length) for length in extent)
         self.groups = groups or [[k] for k in range(len(levels))]
-        self.register_buffer("mix", torch.eye(levels[0].mean.shape[1]))
-        self.register_buffer("spread", torch.ones(levels[0].mean.shape[1]))
+        channels = levels[0].mean.shape[1]
+        self.register_buffer("mix", torch.zeros(channels, channels).fill_diagonal_(1))
+        self.register_buffer("spread", torch.ones(channels))
 
     @classmethod
     def build(
@@ -111,7 +112,7 @@ class Field(nn.Module):
 
         RuntimeError where it does not fit.
         """
-        with torch.device("meta"):
+        with torch.device("meta"):  # some operators (arange, eye, cumsum) would import sympy there, for a second
             field = cls.build(options, extent, channels, 0, *_active_tiles(state), box)
         types = {name: value.dtype for name, value in field.state_dict().items()}
         state = {name: value.to(types.get(name, value.dtype)) for name, value in state.items()}

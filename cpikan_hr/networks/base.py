@@ -109,8 +109,9 @@ class TiledLinear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(tiles, in_features, out_features))
         self.bias = nn.Parameter(torch.empty(tiles, out_features))
-        nn.init.uniform_(self.weight, -weight_bound, weight_bound, generator=generator)
-        nn.init.uniform_(self.bias, -bias_bound, bias_bound, generator=generator)
+        if not self.weight.is_meta:  # else shapes alone: the values come from a file
+            nn.init.uniform_(self.weight, -weight_bound, weight_bound, generator=generator)
+            nn.init.uniform_(self.bias, -bias_bound, bias_bound, generator=generator)
 
     def forward(self, jet: Jet, tiles: Tensor | None = None) -> Jet:
         """`[t, R, P, in] -> [t, R, P, out]`; derivatives never run in reduced precision."""

@@ -79,6 +79,8 @@ class ChebyshevLayer(nn.Module):
         self._initialise(init, generator)
 
     def _initialise(self, init: str, generator: torch.Generator | None) -> None:
+        if self.coefficients.is_meta:  # shapes alone: the values come from a file
+            return
         fan_in, fan_out, terms = self.in_features, self.out_features, self.degree + 1
         with torch.no_grad():
             self.coefficients.normal_(generator=generator)

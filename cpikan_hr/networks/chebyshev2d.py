@@ -57,14 +57,21 @@ class Chebyshev2D(TiledNetwork):
         self.register_buffer("index", None)
         self.register_buffer("offset", None)
         if sparse:
-            constant = torch.arange(out_features) * (self.shape[0] * self.shape[1])
-            self.set_terms(
-                torch.full((tiles,), out_features), constant.repeat(tiles), torch.zeros(tiles * out_features)
-            )
+            self._set_constants()
         else:
             self.coefficients = nn.Parameter(torch.zeros(tiles, out_features, self.shape[0] * self.shape[1]))
 
     # ----------------------------------------------------------------------------------------------- terms in use
+
+    def _set_constants(self) -> None:
+        """The constant of every tile and channel, zero, as the only terms."""
+        count, channels = self.tiles * self.out_features, self.out_features
+        offset = torch.empty(self.tiles + 1, dtype=torch.int32)
+        index = torch.empty(self.tiles, channels, dtype=self.index_dtype)
+        if not offset.is_meta:  # where there are no values
+            torch.arange(0, count + 1, channels, out=offset)
+            index[:] = torch.arange(channels) * (self.shape[0] * self.shape[1])
+        self.adopt_terms(offset, index.flatten(), torch.zeros(count))
 
     @torch.no_grad()
     def set_terms(self, counts: Tensor, index: Tensor, values: Tensor) -> None:
