@@ -28,7 +28,7 @@ ROUNDS = 3  # passes over the picture at most until a target is met, by growing 
 PASSES = 6  # and by closed-form ones, which are cheap
 RAISES = 10  # passes at ever higher prices at most, where all before took more parameters than allowed
 TIMED = 0.25  # parameters per px and channel at most of sparse levels whose only target is a time
-STRIP = 2**20  # pixels compared at once
+STRIP = 2**19  # pixels compared at once
 
 Progress = Callable[[str, float], None]
 Passed = Callable[[], tuple[float, float]]  # mean squared error, the level's parameters per px and channel
