@@ -25,7 +25,7 @@ class Once:
         dtype: np.typing.DTypeLike = np.float32,
     ):
         self.shape = shape
-        self._function, self.cell = function, cell
+        self._function, self.cell, self._dtype = function, cell, dtype
         corners = [(y, x) for y in range(0, shape[0], cell[0]) for x in range(0, shape[1], cell[1])]
         self._locks = {corner: threading.Lock() for corner in corners}
         self._known: set[tuple[int, int]] = set()
@@ -37,7 +37,7 @@ class Once:
     def read(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         """The block [y1 - y0, x1 - x0, C]."""
         if self._file is None:
-            return self._function(y0, y1, x0, x1)
+            return self._function(y0, y1, x0, x1).astype(self._dtype, copy=False)
         for corner in self._corners(y0, y1, x0, x1):
             self._reckon(*corner)
         return self._file.read(y0, y1, x0, x1)

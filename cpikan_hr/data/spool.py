@@ -1,11 +1,22 @@
 """Maps that go through a temporary file, because they would not fit in memory: `SpooledMap`."""
 
+import errno
 import os
 
 import numpy as np
 
 from cpikan_hr.data.windows import RawRows
 from cpikan_hr.files import temporary_file, writing_temporary
+
+
+def _reserve(file: int, size: int) -> None:
+    """Makes room for all of a file at once, where the file system can, so that it does not run out on the way."""
+    try:
+        os.posix_fallocate(file, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        os.ftruncate(file, size)
 
 
 class SpooledMap(RawRows):
@@ -18,7 +29,7 @@ class SpooledMap(RawRows):
         stride = shape[1] * shape[2] * np.dtype(dtype).itemsize
         with temporary_file(shape[0] * stride, name) as file:
             with writing_temporary():
-                os.ftruncate(file.fileno(), shape[0] * stride)
+                _reserve(file.fileno(), shape[0] * stride)
             super().__init__(os.dup(file.fileno()), name, shape, dtype, 0, stride)
 
     def write(self, y0: int, x0: int, block: np.ndarray) -> None:

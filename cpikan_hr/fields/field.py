@@ -153,7 +153,7 @@ class Field(nn.Module):
         shape = row_count(order, 2), len(ys) + 2 * beyond_y, channels, len(xs) + 2 * beyond_x
         out = self.mix.new_zeros(shape)
         for level in chosen:
-            add_lattice(level, out, ys, xs, order, (beyond_y, beyond_x))
+            add_lattice(level, out, *axes, order, (beyond_y, beyond_x))
         release()
         out = out[:, beyond_y : beyond_y + len(ys), :, beyond_x : beyond_x + len(xs)].transpose(1, 2)
         return torch.einsum("rkhw,kc->rchw", out, self.mix) if channels > 1 else out

@@ -5,7 +5,7 @@ accumulator. Windows are products of one factor per axis, so a separable network
 bases, and value, blend and derivatives come out of two GEMMs. Neighbours overlap: their sum in the accumulator is the
 blend. Where coordinates are evenly spaced, small separable tiles that reach beyond them are evaluated whole, so that
 they see alike too; the accumulator has a margin for what falls beside. Which tiles see what is reckoned on the CPU: a
-GPU would be waited for at every step.
+GPU would be waited for at every step. There tiles that overlap are added in any order, as the last bit may show.
 """
 
 import math
@@ -27,7 +27,7 @@ FEW = 2  # tiles at a border that are evaluated one by one
 LARGE = 1024  # points per tile from which tiles are added one by one
 WHOLE = 64  # coordinates of a tile up to which it is evaluated whole
 KNOWN = 2**16  # coordinates: the runs of longer vectors are not remembered
-KEPT = 8  # chunks of tiles whose pages are kept: rows far apart touch pages all over a field's file
+KEPT = 8  # rows or chunks of tiles whose pages are kept: rows far apart touch pages all over a field's file
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def margin(level, axis: int, x: Tensor) -> int:
     if not separable or not spacing or not torch.allclose(x.diff(), x.new_tensor(spacing), rtol=1e-9):
         return 0
     reach = math.ceil(2 * level.tile_grid.axes[axis].half / spacing) + 1
-    return reach if reach <= WHOLE else 0
+    return reach if reach <= min(WHOLE, len(x)) else 0
 
 
 def span(axis: TileAxis, x: Tensor, beyond: int = 0) -> Span:
@@ -143,25 +143,27 @@ def runs(tiles: Span) -> list[Run]:
 def add_lattice(level, out: Tensor, ys: Tensor, xs: Tensor, order: str, corner: tuple[int, int] = (0, 0)) -> None:
     """Adds the jet of `level` on ys x xs to `out` [R, H, C, W], contiguous, in which they begin at `corner`.
 
-    The level's `margin`, if `corner` is not (0, 0), is written to on all sides.
+    ys, xs: float64, on the CPU. The level's `margin`, if `corner` is not (0, 0), is written to on all sides.
     """
     if level.network is None:
         return
     along_y, along_x = (
-        _runs_on(level.tile_grid.axes[a], x.cpu(), margin(level, a, x.cpu()) if corner[a] else 0)
+        _runs_on(level.tile_grid.axes[a], x, margin(level, a, x) if corner[a] else 0)
         for a, x in enumerate((ys, xs))
     )
     if _coarse(along_y, len(ys)) and _coarse(along_x, len(xs)):
         _add_points(level, out[:, corner[0] :, :, corner[1] :], ys, xs, order)
         return
-    for run in along_y:
-        for rows in run.split():
-            for columns, *active in _active(level, rows.tiles.tiles, along_x):
-                _add_tiles(level, out, rows, columns, active, order, corner)
+    for number, rows in enumerate(rows for run in along_y for rows in run.split()):
+        if number % KEPT == KEPT - 1:
+            release()
+        for columns, *active in _active(level, rows.tiles.tiles, along_x):
+            _add_tiles(level, out, rows, columns, active, order, corner)
 
 
 def _runs_on(axis: TileAxis, x: Tensor, beyond: int) -> list[Run]:
     """The runs of coordinates x; those of the columns are the same in all strips of a map."""
+    assert x.dtype == torch.float64, "coordinates are float64: single precision resolves a pixel of 9344 only to 1e-3"
     return _known_runs(axis, x.numpy().tobytes(), beyond) if len(x) <= KNOWN else runs(span(axis, x, beyond))
 
 

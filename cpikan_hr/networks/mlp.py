@@ -76,16 +76,16 @@ class TiledMLP(TiledNetwork):
         """The jet after hidden layer number `layer`."""
 
     def first(self, jet: Jet, tiles: Tensor | None = None) -> Jet:
-        return self.layers[0](self.encode(jet), tiles)
+        jet = self.encode(jet)
+        return self.layers[0](jet, tiles) if len(self.layers) > 1 else jet
 
     def rest(self, jet: Jet, tiles: Tensor | None = None) -> Jet:
         return self.layers[-1](self._hidden(jet, tiles), tiles)
 
     def _hidden(self, jet: Jet, tiles: Tensor | None) -> Jet:
-        """The last hidden layer, of the jet that `first` gives."""
-        jet = self.activation(jet, 0)
-        for k, layer in enumerate(self.layers[1:-1], start=1):
-            jet = self.activation(layer(jet, tiles), k)
+        """What the last layer sees, of the jet that `first` gives."""
+        for k, layer in enumerate(self.layers[:-1]):
+            jet = self.activation(layer(jet, tiles) if k else jet, k)
         return jet
 
     def forward(self, jet: Jet, tiles: Tensor | None = None) -> Jet:

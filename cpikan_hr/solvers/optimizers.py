@@ -22,11 +22,12 @@ _CLASSES = {
 
 
 def build_optimizer(field: Field, options: TrainingOptions, levels: FieldOptions) -> Optimizer:
-    """One parameter group per level of the recipe, with the level's share of the learning rate."""
+    """One parameter group per level of the recipe that trains, with the level's share of the learning rate."""
     groups = [
         {"params": [p for k in numbers for p in field.levels[k].parameters()], "lr": options.lr * choice.lr_scale}
         for numbers, choice in zip(field.groups, levels.levels, strict=True)
     ]
+    groups = [group for group in groups if group["params"]]  # DeepSpeed drops those of levels that have settled
     if field.constants is not None:
         groups.append({"params": list(field.constants.parameters()), "lr": options.lr})
     if options.optimizer == "soap":
@@ -59,9 +60,9 @@ def carry_state(
                 key: value[rows[name]] if torch.is_tensor(value) and value.shape == shape else deepcopy(value)
                 for key, value in states[name].items()
             }
-    for group, group_before in zip(new.param_groups, old.param_groups, strict=True):
-        if "step" in group_before:  # SOAP counts its updates there
-            group["step"] = group_before["step"]
+    for group in new.param_groups:
+        if "step" in old.param_groups[0]:  # SOAP counts its updates there, alike in all groups
+            group["step"] = old.param_groups[0]["step"]
 
 
 def rate(step: int, options: TrainingOptions) -> float:

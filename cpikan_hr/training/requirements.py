@@ -5,7 +5,6 @@ from accelerate.utils import DistributedType
 
 from cpikan_hr.errors import UserError
 from cpikan_hr.recipe import Recipe
-from cpikan_hr.training.backend import offload_device
 
 
 def whole_weights(accelerator: Accelerator) -> bool:
@@ -13,20 +12,25 @@ def whole_weights(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type not in (DistributedType.DEEPSPEED, DistributedType.FSDP)
 
 
+def hands_out(accelerator: Accelerator) -> bool:
+    """Whether sharded weights and optimizer state can be gathered and handed out again (`shards.py`)."""
+    if accelerator.distributed_type == DistributedType.FSDP:
+        return False
+    zero = accelerator.deepspeed_plugin.deepspeed_config["zero_optimization"]
+    offload = zero.get("offload_optimizer", {})
+    return zero.get("stage", 0) > 0 and offload.get("device") != "nvme" and offload.get("ratio", 1.0) == 1.0
+
+
 def check_backend(recipe: Recipe, accelerator: Accelerator) -> None:
     """UserError for what needs whole, plain weights on every process where they are sharded or offloaded."""
     if whole_weights(accelerator):
         return
     needs = "needs whole weights on every process: launch with cpu, single_gpu or ddp,"
-    fixed = (
-        accelerator.distributed_type == DistributedType.FSDP
-        or offload_device(accelerator, "offload_optimizer") == "nvme"
-    )
     for key in ("sweep_every", "settle_rmse"):
-        if fixed and getattr(recipe.training, key):
+        if getattr(recipe.training, key) and not hands_out(accelerator):
             raise UserError(
-                f"training.{key}: FSDP2 and an optimizer on NVMe do not hand out what they hold; launch with another "
-                "file, as zero3 or ddp, or leave it out"
+                f"training.{key}: FSDP2, an optimizer on NVMe or offloaded in part, and ZeRO stage 0 do not hand out "
+                "what they hold; launch with another file, as zero3 or ddp, or leave it out"
             )
     if recipe.solve.method != "none":
         raise UserError(f"solve.method {recipe.solve.method} {needs} or train with adam")

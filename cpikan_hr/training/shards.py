@@ -7,13 +7,21 @@ parameter's name is gathered from all ranks, and what is put goes to those that 
 Invariant: after `put` and `put_states` the next update is that of one process with these weights and this state.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from deepspeed import DeepSpeedEngine
 from deepspeed.accelerator import get_accelerator
-from deepspeed.runtime.zero import GatheredParameters
+from deepspeed.runtime.zero import GatheredParameters, parameter_offload
 from torch import Tensor, nn
+
+
+def forget(engine: DeepSpeedEngine) -> None:
+    """Lets an engine and its weights go; DeepSpeed itself keeps a list of all models under stage 3."""
+    engine.destroy()
+    known = parameter_offload.FWD_MODULE_STACK
+    known[:] = [module for module in known if module is not engine.module]
 
 
 @dataclass(frozen=True)
@@ -54,12 +62,14 @@ class Shards:
         count = min(size, parameter.ds_numel - first)  # the last ranks' parts are padded
         return Part(self._zero.fp32_partitioned_groups_flat[group], begin, first, count) if count > 0 else None
 
-    def weights(self) -> dict[str, Tensor]:
-        """All parameters, those that are frozen included."""
-        values = {name: self._gather(name, None) for name in self._parts}
-        frozen = {name: p for name, p in self._parameters.items() if name not in self._parts}
-        with GatheredParameters(list(frozen.values()), enabled=self._partitioned):
-            return values | {name: p.detach().clone() for name, p in frozen.items()}
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All parameters one after the other, those that are frozen included."""
+        for name, parameter in self._parameters.items():
+            if name in self._parts:
+                yield name, self._gather(name, None)
+            else:
+                with GatheredParameters([parameter], enabled=self._partitioned):
+                    yield name, parameter.detach()
 
     def states(self) -> dict[str, dict]:
         """What the optimizer keeps for every trained parameter; {} before its first update."""

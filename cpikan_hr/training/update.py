@@ -12,6 +12,7 @@ rank since the last step; accumulated micro-batches and ranks give the gradient 
 Accelerate's own DeepSpeed wrapper steps inside `backward`, before anyone could look; so the engine is driven here.
 """
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -81,7 +82,6 @@ class Updater:
         self.accumulate = accelerator.gradient_accumulation_steps
         self.steps = 0
         self._schedule = schedule or (lambda step: 1.0)
-        self._base_rates = [group["lr"] for group in optimizer.param_groups]
         self._clip = clip or float("inf")
         self._deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         if self._deepspeed:
@@ -94,6 +94,7 @@ class Updater:
         self._overflows = 0
 
     def _prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self._base_rates = [group["lr"] for group in optimizer.param_groups]
         self._watch = GradientWatch(model)  # hooks belong on the parameters before any wrapper reads them
         # Gloo and NCCL know no int16; such lists of terms are alike on all processes, so DDP need not send them.
         short = [name for name, buffer in model.named_buffers() if buffer.dtype == torch.int16]
@@ -111,9 +112,9 @@ class Updater:
         if not self._deepspeed:
             return field
         copy = build(field.layout()).to(field.device)
-        values = self._shards().weights()
-        for name, parameter in copy.named_parameters():
-            parameter.data.copy_(values[name])
+        parameters = dict(copy.named_parameters())
+        for name, value in self._shards().weights():
+            parameters[name].data.copy_(value)
         return copy
 
     def put(self, field: Field) -> None:
@@ -134,13 +135,19 @@ class Updater:
         groups and the state it needs.
         """
         assert self._micro == 0, "replace() between two updates"
-        # As `free_memory` does, without its garbage collection, which takes as long as ten updates.
+        # As `free_memory` does; garbage is collected only where an engine goes, it takes as long as ten updates.
         self.accelerator._models.clear()
         self.accelerator._optimizers.clear()
-        states = states_of(optimizer, model)
-        if self._deepspeed:  # it will step vectors of its own, with a state of theirs
-            optimizer.state.clear()
-            self.model.destroy()
+        states, before = states_of(optimizer, model), self.model
+        self.model = self.optimizer = self._watch = None
+        if self._deepspeed:
+            from cpikan_hr.training.shards import forget
+
+            optimizer.state.clear()  # the engine will step vectors of its own, with a state of theirs
+            self.accelerator.deepspeed_engine_wrapped = None
+            forget(before)
+            del before
+            gc.collect()
         self._prepare(model, optimizer)
         if self._deepspeed:
             self._shards().put_states(states)

@@ -9,7 +9,7 @@ from harness import ROOT
 
 sys.path.append(str(ROOT / "tests" / "training"))
 from test_loop import GROWN, SPARSE, write  # noqa: E402
-from test_settling import SETTLE, TILES  # noqa: E402
+from test_settling import GLOBAL, SETTLE, TILES  # noqa: E402
 
 LINEAR = {"kind": "chebyshev2d", "degree": None, "sparse": True}
 STARTS = {  # levels of more than one block of both solvers (2^18 and 2^16 px)
@@ -79,7 +79,8 @@ def swept(folder: Path) -> dict:
 
 
 def settled(folder: Path) -> dict:
-    return coloured(folder, [TILES], 30, steps=14, checkpoint_steps=10, **SETTLE)
+    """A level that does not train at all leaves before the first update, and with it its group of the optimizer."""
+    return coloured(folder, [GLOBAL | {"lr_scale": 0.0}, TILES], 30, steps=14, checkpoint_steps=10, **SETTLE)
 
 
 def joining(folder: Path) -> dict:

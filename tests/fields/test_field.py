@@ -14,6 +14,7 @@ NETWORKS = [
     {"kind": "cpikan", "hidden": [4], "degree": 3},
     {"kind": "siren", "hidden": [5], "first_omega": 3.0, "hidden_omega": 3.0},
     {"kind": "fourier_mlp", "hidden": [5], "bands": 2},
+    {"kind": "fourier_mlp", "hidden": [], "bands": 2},
     {"kind": "chebyshev2d", "degree": 4},
     {"kind": "chebyshev2d", "degree": None, "sparse": True},
 ]
