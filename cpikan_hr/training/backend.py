@@ -91,6 +91,11 @@ def make_accelerator(
     else:
         # cpu=True gives DDP over gloo under torchrun; the backend's name alone would give unsynchronised models.
         accelerator = Accelerator(mixed_precision=precision, cpu=not gpu, **options)
+    if accelerator.is_fsdp2:
+        from torch.distributed.fsdp import MixedPrecisionPolicy  # takes time to import
+
+        # Its own policy casts parameters and coordinates to 8 bits of mantissa; `Updater` autocasts, as others do.
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
     accelerator.gradient_accumulation_steps = accumulate  # a launcher's option may have set another value
     _check_ranks(accelerator)
     if accelerator.num_processes > 1 and not gpu:

@@ -1,9 +1,11 @@
 """Makes one file of a run, without the processes that wrote it: its newest checkpoint joined, or its field packed."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from cpikan_hr.errors import UserError
 from cpikan_hr.recipe import Recipe, load_recipe
@@ -20,6 +22,7 @@ from cpikan_hr.training.weights import (
 )
 
 PACKED = "field.packed.safetensors"
+FSDP = "pytorch_model_fsdp_0"  # the folder of torch's sharded weights in a checkpoint
 
 
 def export(run: Path, out: Path | None = None, bits: int | None = None, step: float | None = None) -> Path:
@@ -77,6 +80,21 @@ def steps_of(checkpoint: Path) -> int:
     return int(checkpoint.name[5:])
 
 
+def _joined_shards(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint written under FSDP2."""
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / "whole.pt"
+        try:
+            dcp_to_torch_save(checkpoint / FSDP, whole)
+            return torch.load(whole, weights_only=True)["model"]
+        except Exception as error:  # each damaged or missing shard has an exception of its own
+            raise _damaged(checkpoint, error) from None
+
+
+def _damaged(checkpoint: Path, error: Exception) -> UserError:
+    return UserError(f"{checkpoint}: its shards cannot be joined ({error}); remove it and export again")
+
+
 def joined(run: Path) -> tuple[dict[str, torch.Tensor], Recipe, dict]:
     """The newest checkpoint's weights, the recipe and what describes the field."""
     whole = checkpoints.complete(run)
@@ -92,7 +110,9 @@ def joined(run: Path) -> tuple[dict[str, torch.Tensor], Recipe, dict]:
         try:
             state |= get_fp32_state_dict_from_zero_checkpoint(str(newest))
         except Exception as error:  # each damaged or missing shard has an exception of its own
-            raise UserError(f"{newest}: its shards cannot be joined ({error}); remove it and export again") from None
+            raise _damaged(newest, error) from None
+    elif (newest / FSDP).is_dir():
+        state |= _joined_shards(newest)
     else:
         raise UserError(f"{newest}: its shards can only be joined by resuming; train on with --resume auto")
     if (newest / ema.FILE).is_file():

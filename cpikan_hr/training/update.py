@@ -15,6 +15,7 @@ Accelerate's own DeepSpeed wrapper steps inside `backward`, before anyone could 
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 
 import torch
 from accelerate import Accelerator
@@ -25,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Field, Level
 from cpikan_hr.solvers.optimizers import states_of
-from cpikan_hr.training.backend import check_optimizer, full_state_dict
+from cpikan_hr.training.backend import check_optimizer, full_state_dict, precision_of
 from cpikan_hr.training.ema import WeightAverage
 
 # With fp16 an overflow is how the loss scale is found; this many in a row (2^-25 of the first scale) is a fault.
@@ -99,6 +100,8 @@ class Updater:
         # Gloo and NCCL know no int16; such lists of terms are alike on all processes, so DDP need not send them.
         short = [name for name, buffer in model.named_buffers() if buffer.dtype == torch.int16]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, short)
+        if self.accelerator.is_fsdp2 and precision_of(self.accelerator) != "no":
+            model.forward = _autocast(self.accelerator, model.forward)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         if self.accelerator.is_fsdp2:  # it has replaced the parameters by sharded ones
             self._watch = ShardedGradientWatch(self.model, self._watch)
@@ -237,6 +240,15 @@ class Updater:
         parameter, tile = self._watch.locate(gradient_code // ranks) if gradient_code != _FINE else (None, None)
         what, code = ("gradient", gradient_code) if loss_code == _FINE else ("loss", loss_code)
         raise NonFinite(self.steps, what, parameter, tile, code % ranks)
+
+
+def _autocast(accelerator: Accelerator, forward: Callable) -> Callable:
+    @wraps(forward)
+    def within(*arguments, **options):
+        with accelerator.autocast():
+            return forward(*arguments, **options)
+
+    return within
 
 
 class GradientWatch:

@@ -24,6 +24,7 @@ from cpikan_hr.training.update import Updater
 
 sys.path.insert(0, str(Path(__file__).parent))
 import toy  # noqa: E402
+from pretended import pretend_accelerators  # noqa: E402
 
 STOP = 12  # updates
 
@@ -53,6 +54,8 @@ PROGRAMS = {"train": train.main, "toy": toy.main, "stopped": stopped_run_of_a_la
 
 
 def main() -> int:
+    if os.environ.get("ACCELERATE_USE_FSDP", "false") == "true" and not torch.cuda.is_available():
+        pretend_accelerators()
     path, first = Path(sys.argv[1]), os.environ.get("RANK", "0") == "0"
     codes = []
     # Ending would take the process group away that the next program needs.

@@ -12,10 +12,10 @@ import yaml
 from harness import ROOT
 
 # One of each kind of checkpoint: replicated, sharded optimizer, sharded parameters on the host, optimizer on NVMe.
-RESUMED = ("ddp_cpu", "zero2", "zero3_offload", "zero3_nvme")
+RESUMED = ("ddp_cpu", "fsdp2", "zero2", "zero3_offload", "zero3_nvme")
 SETTLED_RESUMED = ("zero2", "zero3_offload")
-POISONED = ("ddp_cpu", "zero2", "zero3_offload")
-BF16 = ("ddp_cpu", "zero2", "zero3")
+POISONED = ("ddp_cpu", "fsdp2", "zero2", "zero3_offload")
+BF16 = ("ddp_cpu", "fsdp2", "zero2", "zero3")
 REFUSED = {  # what needs whole weights, under ZeRO-3: the message's first words, and words that ask for it
     "training.ema needs whole weights": ["mixed", "--training.ema", "0.9"],
     "solve.method ssbroyden": ["burgers", "--solve.method", "ssbroyden"],

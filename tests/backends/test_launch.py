@@ -16,7 +16,6 @@ from cpikan_hr.training.export import export
 from cpikan_hr.training.weights import load_field
 
 CONFIGS = sorted(path.stem for path in (ROOT / "accelerate_configs").glob("*.yaml"))
-TRAINED = [name for name in CONFIGS if name != "fsdp2"]
 
 
 def result(folder: Path, name: str = "result") -> dict:
@@ -42,7 +41,7 @@ def test_the_issue_s_backends_are_shipped():
     }
 
 
-@pytest.mark.parametrize("config", TRAINED)
+@pytest.mark.parametrize("config", CONFIGS)
 def test_two_processes_agree_with_one(config, launched):
     run, reference = launched(config).run("mixed"), launched("alone").run("mixed")
     assert load_field(run).about["processes"] == 2
