@@ -112,7 +112,7 @@ class Updater:
         `build` makes a field of such a `layout`.
         """
         field = self.accelerator.unwrap_model(self.model)
-        if not self._deepspeed:
+        if not self._sharded:
             return field
         copy = build(field.layout()).to(field.device)
         parameters = dict(copy.named_parameters())
@@ -122,12 +122,12 @@ class Updater:
 
     def put(self, field: Field) -> None:
         """Collective. Gives the field that trains the weights of what `whole` gave, changed alike on all processes."""
-        if self._deepspeed:
+        if self._sharded:
             self._shards().put(dict(field.named_parameters()))
 
     def states(self) -> dict[str, dict]:
         """Collective. The optimizer's state by the parameters' names, as whole tensors."""
-        if self._deepspeed:
+        if self._sharded:
             return self._shards().states()
         return states_of(self.optimizer.optimizer, self.accelerator.unwrap_model(self.model))
 
@@ -143,24 +143,33 @@ class Updater:
         self.accelerator._optimizers.clear()
         states, before = states_of(optimizer, model), self.model
         self.model = self.optimizer = self._watch = None
+        if self._sharded:
+            optimizer.state.clear()  # other tensors will be stepped, with a state of theirs
         if self._deepspeed:
             from cpikan_hr.training.shards import forget
 
-            optimizer.state.clear()  # the engine will step vectors of its own, with a state of theirs
             self.accelerator.deepspeed_engine_wrapped = None
             forget(before)
             del before
             gc.collect()
         self._prepare(model, optimizer)
-        if self._deepspeed:
+        if self._sharded:
             self._shards().put_states(states)
         if self.average:
             self.average.replace(model, rows)
 
-    def _shards(self):
-        from cpikan_hr.training.shards import Shards  # DeepSpeed takes a second to import
+    @property
+    def _sharded(self) -> bool:
+        return self._deepspeed or self.accelerator.is_fsdp2
 
-        return Shards(self.model)
+    def _shards(self):
+        if self._deepspeed:
+            from cpikan_hr.training.shards import Shards  # DeepSpeed takes a second to import
+
+            return Shards(self.model)
+        from cpikan_hr.training.fsdp_shards import FSDPShards
+
+        return FSDPShards(self.model, self.optimizer.optimizer)
 
     @property
     def learning_rates(self) -> list[float]:

@@ -13,7 +13,7 @@ from harness import ROOT
 
 # One of each kind of checkpoint: replicated, sharded optimizer, sharded parameters on the host, optimizer on NVMe.
 RESUMED = ("ddp_cpu", "fsdp2", "zero2", "zero3_offload", "zero3_nvme")
-SETTLED_RESUMED = ("zero2", "zero3_offload")
+SETTLED_RESUMED = ("fsdp2", "zero2", "zero3_offload")
 POISONED = ("ddp_cpu", "fsdp2", "zero2", "zero3_offload")
 BF16 = ("ddp_cpu", "fsdp2", "zero2", "zero3")
 REFUSED = {  # what needs whole weights, under ZeRO-3: the message's first words, and words that ask for it
@@ -81,7 +81,7 @@ def launches(config: str, folder: Path) -> list[list[dict]]:
     if config in ("alone", "ddp_cpu", "zero3"):
         second += all_of(pictures.starts(folder))
         second.append(train(folder, "joining", pictures.joining(folder / "coloured")))
-    if config in ("alone", "ddp_cpu", "zero2", "zero3", "zero3_offload"):
+    if config in ("alone", "ddp_cpu", "fsdp2", "zero2", "zero3", "zero3_offload"):
         second.append(train(folder, "swept", pictures.swept(folder / "coloured")))
         second.append(train(folder, "settled", pictures.settled(folder / "coloured")))
     if config in ("alone", "ddp_cpu", "zero2"):

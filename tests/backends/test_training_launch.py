@@ -10,7 +10,7 @@ sys.path.append(str(ROOT / "tests" / "training"))
 from test_loop import losses  # noqa: E402
 from test_settling import same, state, tiles  # noqa: E402
 
-SHARING = ("ddp_cpu", "zero2", "zero3", "zero3_offload")
+SHARING = ("ddp_cpu", "zero2", "zero3", "zero3_offload", "fsdp2")
 
 
 @pytest.mark.parametrize("config", SHARING)
