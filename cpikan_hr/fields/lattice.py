@@ -88,7 +88,7 @@ class Run:
 
 def margin(level, axis: int, x: Tensor) -> int:
     """How many coordinates beyond both ends of ascending x [n] the level's tiles are evaluated at, to see all alike."""
-    separable = hasattr(level.network, "lattice_coefficients")
+    separable = level.network is not None and level.network.separable
     spacing = float(x[1] - x[0]) if len(x) > 1 else 0.0
     if not separable or not spacing or not torch.allclose(x.diff(), x.new_tensor(spacing), rtol=1e-9):
         return 0
@@ -148,8 +148,7 @@ def add_lattice(level, out: Tensor, ys: Tensor, xs: Tensor, order: str, corner: 
     if level.network is None:
         return
     along_y, along_x = (
-        _runs_on(level.tile_grid.axes[a], x, margin(level, a, x) if corner[a] else 0)
-        for a, x in enumerate((ys, xs))
+        _runs_on(level.tile_grid.axes[a], x, margin(level, a, x) if corner[a] else 0) for a, x in enumerate((ys, xs))
     )
     if _coarse(along_y, len(ys)) and _coarse(along_x, len(xs)):
         _add_points(level, out[:, corner[0] :, :, corner[1] :], ys, xs, order)
@@ -193,8 +192,7 @@ def _add_tiles(
 ) -> None:
     """Adds `active` tiles in these rows, which see alike, and columns: places in both, and slots, [t] each."""
     device, chunk = out.device, at_once(level.chunk, out.device)
-    separable = hasattr(level.network, "lattice_coefficients")
-    terms = level.network.shape if separable else (1, 1)
+    terms = level.network.shape if level.network.separable else (1, 1)
     tall = max(len(out) * rows.tiles.local.shape[1], terms[0])  # numbers per column of pixels of a tile
     share = chunk // (tall * max(columns.tiles.local.shape[1], terms[1]))
     pieces = zip(*(numbers.split(max(1, share)) for numbers in active), strict=True)
@@ -202,22 +200,22 @@ def _add_tiles(
         if number % KEPT == KEPT - 1:
             release()
         chosen = slots.to(device)
-        if share:
-            if separable:
-                bases = rows.basis(level, 0, order, y), columns.basis(level, 1, order, x)
-                values = _separable(level, *bases, chosen, order)
-            else:
-                values = _scattered(level, rows.tiles.pick(y), columns.tiles.pick(x), chosen, order)
-            _add(out, values, rows.tiles.first[y] + corner[0], columns.tiles.first[x] + corner[1])
-            continue
-        one = (Run.of_one(run.tiles.pick(part)).tiles for run, part in ((rows, y), (columns, x)))
-        for row, column in _cells(*one, chunk, len(out), terms[0]):
-            if separable:
-                by, bx = (_windowed_basis(level, part, axis, order) for axis, part in enumerate((row, column)))
-                values = _separable(level, by, bx, chosen, order)
-            else:
-                values = _scattered(level, row, column, chosen, order)
-            _add(out, values, row.first + corner[0], column.first + corner[1])
+        runs, places = [(rows, columns)], (y, x)
+        if not share:
+            one = (Run.of_one(run.tiles.pick(part)).tiles for run, part in ((rows, y), (columns, x)))
+            runs, places = _cells(*one, chunk, len(out), terms[0]), (y - y, x - x)
+        for along in runs:
+            values = _evaluate(level, along, places, chosen, order)
+            first = (run.tiles.first[k] + begin for run, k, begin in zip(along, places, corner, strict=True))
+            _add(out, values, *first)
+
+
+def _evaluate(level, along: tuple[Run, Run], places: tuple[Tensor, Tensor], slots: Tensor, order: str) -> Tensor:
+    """Windowed jets [R, Py, C, t, Px] of the tiles at these places [t] of a run of rows and one of columns."""
+    if level.network.separable:
+        bases = (run.basis(level, axis, order, places[axis]) for axis, run in enumerate(along))
+        return _separable(level, *bases, slots, order)
+    return _scattered(level, *(run.tiles.pick(k) for run, k in zip(along, places, strict=True)), slots, order)
 
 
 def _active(level, rows: Tensor, along_x: list[Run]) -> Iterator[tuple[Run, Tensor, Tensor, Tensor]]:
@@ -249,7 +247,7 @@ def _numbers(of: Tensor) -> Tensor:
     return torch.arange(len(of))
 
 
-def _cells(row: Span, column: Span, chunk: int, rows: int, terms: int) -> Iterator[tuple[Span, Span]]:
+def _cells(row: Span, column: Span, chunk: int, rows: int, terms: int) -> Iterator[tuple[Run, Run]]:
     """One tile in parts of at most `chunk` jet rows x points, or x terms along y of a separable one.
 
     Tall before wide, since contractions along x serve all rows.
@@ -260,7 +258,7 @@ def _cells(row: Span, column: Span, chunk: int, rows: int, terms: int) -> Iterat
         height = max(1, chunk // max(rows * width, terms))
     for strip in row.cut(height):
         for cell in column.cut(width):
-            yield strip, cell
+            yield Run(strip, True), Run(cell, True)
 
 
 def _add(out: Tensor, values: Tensor, y: Tensor, x: Tensor) -> None:
@@ -280,7 +278,7 @@ def _add(out: Tensor, values: Tensor, y: Tensor, x: Tensor) -> None:
 
 
 def _scattered(level, row: Span, column: Span, slots: Tensor, order: str) -> Tensor:
-    """Windowed jets [R, Py, C, t, Px] of tiles [t], one of each of their rows and columns."""
+    """`_evaluate` point by point: of tiles [t], one of each of their rows and columns."""
     like = level.mean
     inverse = level.tile_grid.inverse_half.to(like)
     y, x = (part.local.to(like) for part in (row, column))
@@ -294,7 +292,7 @@ def _scattered(level, row: Span, column: Span, slots: Tensor, order: str) -> Ten
 
 
 def _separable(level, by: Tensor, bx: Tensor, slots: Tensor, order: str) -> Tensor:
-    """The same by two contractions with windowed bases: of one row and of one column for all tiles, or one for each."""
+    """`_evaluate` by two contractions with windowed bases: of a row and a column for all tiles, or one for each."""
     coefficients = level.network.lattice_coefficients(slots)  # [M, C, t, N]
     coefficients *= level.scale_of(slots).T[:, :, None]
     coefficients[0, :, :, 0] += level.mean_of(slots).T  # T_0 = 1

@@ -34,7 +34,12 @@ def assign(parameter: Tensor, tiles: Tensor | None, values: Tensor) -> None:
 
 
 class TiledNetwork(nn.Module, ABC):
-    """Base class. `tiles`: how many networks are batched; `in_features`, `out_features`: channels of each."""
+    """Base class. `tiles`: how many networks are batched; `in_features`, `out_features`: channels of each.
+
+    `separable`: a sum of products of one basis per axis, which `lattice_coefficients` and `basis` give.
+    """
+
+    separable = False
 
     def __init__(self, tiles: int, in_features: int, out_features: int) -> None:
         super().__init__()

@@ -32,6 +32,8 @@ class Chebyshev2D(TiledNetwork):
     UserError for other than two inputs, or an unknown map.
     """
 
+    separable = True
+
     def __init__(
         self,
         tiles: int,
