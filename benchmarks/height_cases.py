@@ -17,8 +17,9 @@ class Case:
     name: str
     noise: float  # of the frames, 8-bit grey levels
     synth: dict[str, Any] = field(default_factory=dict)  # further options of `cpikan-hr synth`
-    recipe: dict[str, Any] = field(default_factory=dict)  # changes of recipes/wafer.yaml
+    recipe: dict[str, Any] = field(default_factory=dict)  # changes of `base`
     limits: dict[tuple[str, str], float] = field(default_factory=dict)  # (figure, other estimate) -> largest ratio
+    base: str = "recipes/wafer.yaml"
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -58,5 +59,5 @@ def of_measured_maps(folder: Path, into: Path) -> list[Case]:
         topography = open_topography(str(folder / name)).topography().to_unit("nm")
         path = into / f"{name}.npy"
         np.save(path, np.ma.filled(np.ma.asarray(topography.heights(), float), np.nan))
-        cases += [Case(f"{name}, sigma {noise}", noise, {"height": path}) for noise in (2, 5)]
+        cases += [Case(f"{name}, sigma {n}", n, {"height": path}, base="recipes/surface.yaml") for n in (2, 5)]
     return cases

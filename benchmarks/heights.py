@@ -5,10 +5,10 @@
     python benchmarks/heights.py --sizes             RMSE against stored size, sigma 2
     python benchmarks/heights.py --scaling           time, memory and RMSE from 1 to 65 megapixels, sigma 2
 
-The field is the program as users run it: `cpikan-hr synth`, `python -m cpikan_hr.train --config recipes/wafer.yaml` and
-`cpikan-hr render`, each a process. One JSON line per case with the medians over the seeds, and a table at the end;
-exits with 1 where a limit of `height_cases.py` is missed. `cpu_s`, `wall_s` and `peak_rss_mb` are those of the training
-process, imports included. The other estimates, all from the same decode:
+The field is the program as users run it: `cpikan-hr synth`, `python -m cpikan_hr.train --config recipes/wafer.yaml`
+(`surface.yaml` for measured maps) and `cpikan-hr render`, each a process. One JSON line per case with the medians over
+the seeds, and a table at the end; exits with 1 where a limit of `height_cases.py` is missed. `cpu_s`, `wall_s` and
+`peak_rss_mb` are those of the training process, imports included. The other estimates, all from the same decode:
 
     decode          with the steps that stack.yaml gives
     gaussian, total_variation, wavelet, nl_means    of the decode less its smooth part, tuned by the truth
@@ -106,7 +106,7 @@ def train(case: Case, stack: Path, folder: Path) -> tuple[np.ndarray, dict[str, 
     """The field's map [H, W], and what it took."""
     target, out = folder / "run", folder / "map.npy"
     shutil.rmtree(target, ignore_errors=True)
-    words = ["-m", "cpikan_hr.train", "--config", "recipes/wafer.yaml"]
+    words = ["-m", "cpikan_hr.train", "--config", case.base]
     words += ["--problem.stack", str(stack), "--output", str(target)]
     for key, value in case.overrides.items():
         words += [f"--{key}", json.dumps(value)]

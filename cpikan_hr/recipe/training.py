@@ -21,6 +21,13 @@ class StartOptions(Section):
         description="sparse chebyshev2d, noise known: average so many shifted quadtrees before terms are chosen; "
         "`threshold` may then be below 1",
     )
+    wiener: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="after `shifts`: a second average, of so many quadtrees whose terms are shrunk by what the first "
+        "says they hold (Wiener); it keeps fine texture that `shifted_threshold` drops",
+    )
     shifted_threshold: float = Field(2.8, gt=0, description="what `threshold` is in each of the shifted quadtrees")
     sweeps: int = Field(
         0, ge=0, description="coloured sweeps over grown tiles after the start, so that neighbours see each other"
