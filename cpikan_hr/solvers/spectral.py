@@ -22,7 +22,8 @@ from cpikan_hr.solvers.blocks import Block, Pixels, ReadTarget, blocks_of, read_
 from cpikan_hr.solvers.leaves import Size, choose, coefficients, exists, sizes_of, thresholds
 from cpikan_hr.solvers.terms import NOTHING, Found, Terms, divide
 
-BLOCK = 2**18  # pixels of one block: all sizes' coefficients of it stay in the last-level cache
+BLOCK = 2**17  # pixels of one block: all sizes' coefficients of it stay in the last-level cache
+AVERAGED = 2**18  # and of one whose surroundings are averaged with it
 
 
 def fit_block(block: Block, pixels: Pixels, sizes: list[Size], price: float, sigmas: float) -> dict[int, Found]:
@@ -77,7 +78,8 @@ def fit_spectral(
     """The terms of this process' share of the blocks, per level number; `set_terms` puts them into the field."""
     sizes, halo = sizes_of(field, group)
     terms = {size.level: Terms(field.mix.shape[0] * size.pixels**2) for size in sizes}
-    blocks = blocks_of(shape, sizes[0].stride, at_once(BLOCK, field.device), square=start.shifts > 0)
+    pixels = at_once(AVERAGED if start.shifts else BLOCK, field.device)
+    blocks = blocks_of(shape, sizes[0].stride, pixels, square=start.shifts > 0)
     mine = list(shares_of(blocks, share, shares))
 
     @torch.no_grad()

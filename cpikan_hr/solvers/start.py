@@ -16,7 +16,7 @@ from cpikan_hr.fields import Field
 from cpikan_hr.parallel import at_once, in_threads
 from cpikan_hr.processes import ALONE, Processes
 from cpikan_hr.recipe import LevelOptions, Recipe, StartOptions
-from cpikan_hr.solvers.blocks import ReadTarget
+from cpikan_hr.solvers.blocks import Block, ReadTarget, blocks_of, shares_of
 from cpikan_hr.solvers.budget import FULL, SLACK, GrownSample, Sample, wanted_of
 from cpikan_hr.solvers.growth import grow, set_networks
 from cpikan_hr.solvers.last_layer import fit_last_layers
@@ -29,6 +29,7 @@ PASSES = 6  # and by closed-form ones, which are cheap
 RAISES = 10  # passes at ever higher prices at most, where all before took more parameters than allowed
 TIMED = 0.25  # parameters per px and channel at most of sparse levels whose only target is a time
 STRIP = 2**19  # pixels compared at once
+CELL = 64  # side of the squares that such a block is made of, px
 
 Progress = Callable[[str, float], None]
 Passed = Callable[[], tuple[float, float]]  # mean squared error, the level's parameters per px and channel
@@ -287,17 +288,18 @@ def mean_squared_error(
     """Over the known pixels and channels, of the recipe's first `groups` levels."""
     device = field.mix.device
     sums = torch.zeros(2, dtype=torch.float64, device=device)
-    rows = max(8, at_once(STRIP, device) // shape[1])
+    blocks = blocks_of(shape, CELL, at_once(STRIP, device), square=True)  # square: what reaches in from outside is least
 
-    def compare(start: int) -> tuple[float, int]:
-        stop = min(start + rows, shape[0])
-        values, weight, _ = target(start, stop, 0, shape[1], 1)
-        error = field.pixels(start, stop, 0, shape[1], groups) - torch.from_numpy(values).to(device).movedim(-1, 0)
+    def compare(numbered: tuple[int, Block]) -> tuple[float, int]:
+        block = numbered[1]
+        y0, x0 = block.row * CELL, block.column * CELL
+        y1, x1 = min(y0 + block.rows * CELL, shape[0]), min(x0 + block.columns * CELL, shape[1])
+        values, weight, _ = target(y0, y1, x0, x1, 1)
+        error = field.pixels(y0, y1, x0, x1, groups) - torch.from_numpy(values).to(device).movedim(-1, 0)
         known = torch.from_numpy(weight > 0).to(device)
         return float((error.square().sum(0) * known).sum(dtype=torch.float64)), int(known.sum()) * len(error)
 
-    starts = range(processes.rank * rows, shape[0], processes.ranks * rows)
-    with closing(in_threads(compare, starts, device)) as compared:
+    with closing(in_threads(compare, shares_of(blocks, processes.rank, processes.ranks), device)) as compared:
         for squared, count in compared:
             sums += torch.tensor([squared, count], dtype=torch.float64, device=device)
     processes.sum(sums)

@@ -170,7 +170,7 @@ def test_unknown_pixels_do_not_disturb_the_known_of_a_smooth_picture():
 @pytest.mark.parametrize("levels", [[{"tile": 8, "overlap": 0.25, "network": SPARSE}], QUADTREE], ids=["8", "quadtree"])
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_the_terms_of_all_processes_are_those_of_one(levels, ranks, shifts, monkeypatch):
-    monkeypatch.setattr(spectral, "BLOCK", 32 * 64)
+    monkeypatch.setattr(spectral, "AVERAGED" if shifts else "BLOCK", 32 * 64)
     picture = natural("coffee")[:100, :75]
     read, start = reader(picture, noise=np.full((100, 75), 3.0, np.float32)), StartOptions(threshold=3, shifts=shifts)
 
