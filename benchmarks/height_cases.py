@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-QUANTISATION = 0.3  # grey levels: noise of frames that have none but their rounding, 1 / sqrt(12)
+ROUNDED = 0.3  # grey levels, of frames without noise: their rounding, once more than the frame model has it
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Case:
 
     @property
     def overrides(self) -> dict[str, Any]:
-        return {"problem.noise": max(self.noise, QUANTISATION)} | self.recipe
+        return {"problem.noise": max(self.noise, ROUNDED)} | self.recipe
 
 
 def limits(decode: float, tile_dct: float | None = None) -> dict[tuple[str, str], float]:

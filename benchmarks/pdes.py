@@ -120,7 +120,7 @@ ROWS = {
         training={"steps": 10000, "lr": 1e-2, "log_every": 500},
     ),
     "diffusion_wide": row(
-        "diffusion", [level(cpikan([6]), [50, 1])], 1e-4, 300, marquardt(100), parameters=WIDE, points=points(8000)
+        "diffusion", [level(cpikan([8], 6), [40, 1])], 1e-4, 300, marquardt(150), parameters=WIDE, points=points(12000)
     ),
     "diffusion_wide_linear": row(
         "diffusion", [level(linear(10, 6), [64, 1])], 1e-4, 300, marquardt(2, damping=DIRECT), parameters=WIDE,

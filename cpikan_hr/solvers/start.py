@@ -288,7 +288,7 @@ def mean_squared_error(
     """Over the known pixels and channels, of the recipe's first `groups` levels."""
     device = field.mix.device
     sums = torch.zeros(2, dtype=torch.float64, device=device)
-    blocks = blocks_of(shape, CELL, at_once(STRIP, device), square=True)  # square: what reaches in from outside is least
+    blocks = blocks_of(shape, CELL, at_once(STRIP, device), square=True)  # square: least reaches in from outside
 
     def compare(numbered: tuple[int, Block]) -> tuple[float, int]:
         block = numbered[1]
