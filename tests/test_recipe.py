@@ -128,7 +128,8 @@ def test_every_shipped_recipe_runs_and_ends_nearer_to_the_data_than_their_mean(p
     monkeypatch.chdir(request.config.rootpath)
     recipe, run = load_recipe(path), tmp_path / "run"
     words = ["--config", str(path), "--output", str(run), "--training.steps", "3", "--training.log_every", "1"]
-    words += ["--batch.blocks", "2", "--start.shifts", str(min(recipe.start.shifts, 1))]
+    few = {name: str(min(getattr(recipe.start, name), 1)) for name in ("shifts", "wiener")}
+    words += ["--batch.blocks", "2", "--start.shifts", few["shifts"], "--start.wiener", few["wiener"]]
     if recipe.problem.kind == "image":
         y, x = np.mgrid[0:70, 0:90]
         pixels = np.stack([120 + 90 * np.sin(x / 9), 120 + 90 * np.cos(y / 7), 1.3 * (x + y)], -1)

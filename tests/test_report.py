@@ -37,7 +37,7 @@ def made(tmp_path_factory, request):
         stack = bad_input.make_stack(folder / "wafer", SHAPE)
         described = yaml.safe_load((stack / "stack.yaml").read_text())
         (stack / "stack.yaml").write_text(yaml.safe_dump(described | {"mask": {"circle": MASK}}))
-        run = bad_input.make_run(stack, folder / "run", 4, "--start.shifts", "1")
+        run = bad_input.make_run(stack, folder / "run", 4, "--start.shifts", "1", "--start.wiener", "0")
         assert cli(["report", str(run), "--remove", "bow"]) == 0
         assert cli(["render", str(run), "--out", str(folder / "map.npy")]) == 0
     return SimpleNamespace(stack=stack, run=run, page=run / "report.html", map=np.load(folder / "map.npy"))
