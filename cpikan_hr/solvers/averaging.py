@@ -7,7 +7,7 @@ small one full of terms.
 
 What that drops below its threshold is gone, fine texture too. So a second average may follow, of quadtrees whose terms
 are shrunk by e / (e + noise^2) instead, e the energy that the first average says they hold (an empirical Wiener filter:
-Ghael, Sayeed and Baraniuk 1997). On measured surfaces that is 3 to 10 % nearer the truth (docs/benchmarks.md).
+Ghael, Sayeed and Baraniuk 1997). On measured surfaces that is 2 to 12 % nearer the truth (docs/benchmarks.md).
 
 The same sums give the risk of a single quadtree, after Stein's rule (SURE): the noise in what is kept and what is
 dropped above its noise. (Terms that noise alone lifts above the threshold are missing there; `uncertainty.py` measures
@@ -108,7 +108,7 @@ def add_quadtree(
     """Adds one quadtree of `pixels`, whose first one is `corner`, to `sums` [C + 2, h, w].
 
     Its terms are thresholded, or shrunk by what `pilot`, an estimate of the values, says of them.
-    plain: all tiles have weight one, as in a field.
+    plain: as in a field: all tiles have weight one, and a mean is a term like others.
     """
     scaled = [coefficients(pixels, size) for size in sizes]
     limits = [thresholds(pixels, size, 0.0, sigmas) for size in sizes]
@@ -126,7 +126,8 @@ def add_quadtree(
             energy = coefficients(replace(pixels, values=pilot), size)[leaf].square()
             kept = (energy - LEFT * variance).clamp_min_(0)
             kept /= kept + variance
-        kept[..., 0, 0] = 1  # a tile's mean
+        if not plain:
+            kept[..., 0, 0] = 1  # a tile's mean is never lost
         dropped = ((1 - kept).square() * (chosen.square() - variance)).flatten(1).sum(1)
         least = kept.square().flatten(1).sum(1).clamp_min(1) * variance.flatten()
         scale = 1 / (size.share * size.pixels) ** 2  # scaled energy of a tile -> mean square of its pixels
