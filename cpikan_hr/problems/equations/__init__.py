@@ -68,7 +68,8 @@ def _load(path: Path) -> type[Equation]:
     module = module_from_spec(spec)
     sys.modules[label] = module  # dataclasses look their module up there
     try:
-        spec.loader.exec_module(module)
+        # not exec_module, which would leave a __pycache__ beside the file
+        exec(spec.loader.source_to_code(path.read_bytes(), path), vars(module))
     except SyntaxError as error:
         raise UserError(f"equation {path}, line {error.lineno}: {error.msg}; correct the file") from error
     except (Exception, SystemExit) as error:
