@@ -52,4 +52,5 @@ class FSDPShards:
 
 
 def whole(value: Tensor | float) -> Tensor | float:
+    """Collective. A sharded tensor gathered; anything else as it is."""
     return value.full_tensor() if isinstance(value, DTensor) else value
