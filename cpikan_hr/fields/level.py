@@ -159,9 +159,12 @@ class Level(nn.Module):
 
     def blend(self, points: Tensor, tiles: Tensor, slots: Tensor, windows: Tensor, order: str) -> Tensor:
         """Windowed jet rows [t, R, P, C] of tiles [t] at points [t, P, D]."""
-        dtype = self.mean.dtype
-        jet = self.normalised(self.network(self.inputs(points, tiles, order), slots), slots)
-        window = windows.to(dtype).transpose(-1, -2)[..., None]
+        return self.windowed(self.network(self.inputs(points, tiles, order), slots), slots, windows)
+
+    def windowed(self, jet: Jet, slots: Tensor, windows: Tensor) -> Tensor:
+        """Rows [t, R, P, C] of what the networks give, `jet`, in the data's unit and times windows [t, P, R]."""
+        jet = self.normalised(jet, slots)
+        window = windows.to(self.mean.dtype).transpose(-1, -2)[..., None]
         return multiply(jet, Jet(window, jet.order, jet.dim)).rows
 
     def inputs(self, points: Tensor, tiles: Tensor, order: str) -> Jet:

@@ -6,12 +6,14 @@ Invariants:
 * a network maps the jet of its local coordinates to the jet of its output, `[t, R, P, in] -> [t, R, P, out]`;
 * a parameter is read in training only inside `forward` of the module that owns it, because ZeRO-3 and FSDP gather
   parameters module by module;
+* the layers that own the parameters give their own Jacobian (`jacobian_layers`, see `solvers/jacobian.py`);
 * the output is linear in the parameters of the last (or only) layer: `value == features @ solution` after
   `set_last(tiles, solution)`. That is what the closed-form start and the tile-wise solvers rely on.
 """
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +33,12 @@ def assign(parameter: Tensor, tiles: Tensor | None, values: Tensor) -> None:
             parameter.copy_(values)
         else:
             parameter.index_copy_(0, tiles, values.to(parameter))
+
+
+def outer(features: Tensor, slopes: Tensor) -> Tensor:
+    """Products of features `[t, P, R, K]` and slopes `[t, P, R, out]`, summed over the rows of a jet: `[t, P, K, out]`."""
+    product = torch.bmm(features.flatten(0, 1).transpose(1, 2), slopes.flatten(0, 1))
+    return product.unflatten(0, features.shape[:2])
 
 
 class TiledNetwork(nn.Module, ABC):
@@ -80,6 +88,13 @@ class TiledNetwork(nn.Module, ABC):
     def zero_last(self) -> None:
         """Sets the last layer to zero: a fresh level then adds nothing to the levels above it."""
 
+    @property
+    def jacobian_layers(self) -> Iterable[nn.Module]:
+        """The modules that own all parameters, in their order. Each maps a jet and `tiles` to a jet and has a method
+        `jacobian(jet, slopes)`: for slopes `[t, R, P, out]` of a scalar with respect to what it makes of the jet
+        `[t, R, P, in]`, those with respect to its parameters, point by point, `[t, P, n]`."""
+        return self.layers
+
     def rows(self, tiles: Tensor) -> Tensor:
         """Which rows of every parameter are those of `tiles` `[t]`, in their order."""
         return tiles
@@ -124,6 +139,10 @@ class TiledLinear(nn.Module):
             # parameters may be stored in bf16; the precision of the GEMM is that of the rows, or autocast's
             weight, bias = (select(p, tiles).to(jet.rows.dtype) for p in (self.weight, self.bias))
             return linear(jet, weight, bias)
+
+    def jacobian(self, jet: Jet, slopes: Tensor) -> Tensor:
+        """See `TiledNetwork.jacobian_layers`: weight, then bias."""
+        return torch.cat([outer(jet.rows.transpose(1, 2), slopes.transpose(1, 2)).flatten(2), slopes[:, 0]], dim=-1)
 
     def zero(self) -> None:
         """Sets weight and bias to zero."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..jets import Jet, chain, full_precision, multiply, seed
-from .base import TiledNetwork, assign, select
+from .base import TiledNetwork, assign, outer, select
 from .chebyshev_kernels import INPUT_MAPS, chebyshev_expand, chebyshev_linear
 
 INITS = ("xavier_normal", "chebykan", "moments")
@@ -117,6 +117,21 @@ class ChebyshevLayer(nn.Module):
         with full_precision(jet.order):
             return self.norm(jet, tiles)
 
+    def jacobian(self, jet: Jet, slopes: Tensor) -> Tensor:
+        """See `TiledNetwork.jacobian_layers`: coefficients, constant, gain, offset, as far as there are any."""
+        ends = []
+        if self.norm is not None:
+            edges = self.edges(jet)
+            ends = [self.norm.jacobian(edges, slopes)]
+            slopes = self.norm.pulled_back(edges, slopes)
+        expansion = chebyshev_expand(jet.rows, jet.order, jet.dim, self.degree, self.input_map)
+        terms = outer(expansion, slopes.transpose(1, 2)).unflatten(2, (self.degree, -1)).permute(0, 1, 3, 4, 2)
+        value = slopes[:, 0]
+        if self.constant is not None:
+            return torch.cat([terms.flatten(2), value, *ends], dim=-1)
+        first = value[:, :, None, :, None].expand(-1, -1, self.in_features, -1, 1)
+        return torch.cat([torch.cat([first, terms], dim=-1).flatten(2), *ends], dim=-1)
+
     def features(self, values: Tensor) -> Tensor:
         """Columns [1, T_1(s(v_1)), ..., T_1(s(v_in)), T_2(s(v_1)), ...]: `[t, P, in] -> [t, P, 1 + degree * in]`."""
         expansion = chebyshev_expand(values.unsqueeze(1), "value", 1, self.degree, self.input_map).squeeze(2)
@@ -155,14 +170,26 @@ class TiledLayerNorm(nn.Module):
     def forward(self, jet: Jet, tiles: Tensor | None = None) -> Jet:
         """`[t, R, P, C] -> [t, R, P, C]`."""
         gain, offset = (select(p, tiles).to(jet.rows.dtype) for p in (self.gain, self.offset))
+        rows = self._whitened(jet) * gain[:, None, None, :]
+        rows[:, 0] += offset.unsqueeze(1)
+        return jet._replace(rows=rows)
+
+    def _whitened(self, jet: Jet) -> Tensor:
         centred = jet._replace(rows=jet.rows - jet.rows.mean(-1, keepdim=True))  # linear: acts on every row alike
         variance = centred._replace(rows=multiply(centred, centred).rows.mean(-1, keepdim=True))
         inverse = (variance.value + self.epsilon).rsqrt()
         cube = inverse**3
-        rows = multiply(centred, chain(variance, inverse, -cube / 2, 0.75 * cube * inverse**2)).rows
-        rows = rows * gain[:, None, None, :]
-        rows[:, 0] += offset.unsqueeze(1)
-        return jet._replace(rows=rows)
+        return multiply(centred, chain(variance, inverse, -cube / 2, 0.75 * cube * inverse**2)).rows
+
+    def jacobian(self, jet: Jet, slopes: Tensor) -> Tensor:
+        """See `TiledNetwork.jacobian_layers`: gain, then offset."""
+        return torch.cat([(slopes * self._whitened(jet)).sum(1), slopes[:, 0]], dim=-1)
+
+    @torch.enable_grad()
+    def pulled_back(self, jet: Jet, slopes: Tensor) -> Tensor:
+        """Slopes with respect to the rows of `jet`."""
+        rows = jet.rows.detach().requires_grad_()
+        return torch.autograd.grad(self(jet._replace(rows=rows)).rows, rows, slopes)[0]
 
 
 class ScaledCPIKAN(TiledNetwork):

@@ -11,17 +11,19 @@ indices (c (M + 1) + m)(N + 1) + n in `index [K]`, ascending within a tile, and 
 """
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
 from ..jets import Jet, full_precision, pairs
-from .base import TiledNetwork, assign, select
+from .base import TiledNetwork, assign, outer, select
 from .chebyshev_kernels import INPUT_MAPS, chebyshev_derivatives
 
 # Per jet order: how often u is differentiated along (y, x), in the order of pairs(2) after value and gradient.
 LOCAL_DERIVATIVES = [(0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2)]
+LOCAL_COUNTS = {"value": 1, "gradient": 3, "laplacian": 6, "hessian": 6}  # how many of them an order needs
 
 
 class Chebyshev2D(TiledNetwork):
@@ -192,16 +194,21 @@ class Chebyshev2D(TiledNetwork):
         along_y = by.flatten(1, 2) @ coefficients.transpose(1, 2).flatten(2)  # [t, k P, C (N + 1)]
         along_y = along_y.view(tiles, by.shape[1], -1, channels, self.shape[1])
 
-        def local(dy: int, dx: int) -> Tensor:  # derivative of u with respect to the local coordinates, [t, P, C]
-            return (along_y[:, dy] @ bx[:, dx].unsqueeze(-1)).squeeze(-1)
+        local = [
+            (along_y[:, dy] @ bx[:, dx].unsqueeze(-1)).squeeze(-1)  # [t, P, C]
+            for dy, dx in LOCAL_DERIVATIVES[: LOCAL_COUNTS[jet.order]]
+        ]
+        return jet._replace(rows=self._chained(jet, local))
 
-        rows = [local(0, 0)]
+    @staticmethod
+    def _chained(jet: Jet, local: Sequence[Tensor]) -> Tensor:
+        """Rows of u from its derivatives with respect to the local coordinates `[t, P, C]`, whose jet is `jet`."""
+        rows, slopes = [local[0]], local[1:3]
         if jet.order != "value":
-            slopes = [local(1, 0), local(0, 1)]
             first = jet.gradient.unsqueeze(-1)  # [t, D, P, 2, 1]: d xi_c / d x_d
             rows += [slopes[0] * first[:, d, :, 0] + slopes[1] * first[:, d, :, 1] for d in range(jet.dim)]
         if jet.order in ("laplacian", "hessian"):
-            yy, yx, xx = (local(*d) for d in LOCAL_DERIVATIVES[3:])
+            yy, yx, xx = local[3:]
 
             def curvature(i: int, j: int) -> Tensor:
                 (iy, ix), (jy, jx) = first[:, i].unbind(-2), first[:, j].unbind(-2)
@@ -213,9 +220,27 @@ class Chebyshev2D(TiledNetwork):
                 bends = [curvature(i, j) for i, j in pairs(jet.dim)]
             second = jet.second.unsqueeze(-1)
             rows += [b + slopes[0] * second[:, k, :, 0] + slopes[1] * second[:, k, :, 1] for k, b in enumerate(bends)]
-        return jet._replace(rows=torch.stack(rows, dim=1))
+        return torch.stack(rows, dim=1)
 
     # ---------------------------------------------------------------------------------------------- the last layer
+
+    @property
+    def jacobian_layers(self) -> "list[Chebyshev2D]":
+        assert not self.sparse, "the terms of a sparse network are found in closed form"
+        return [self]
+
+    def jacobian(self, jet: Jet, slopes: Tensor) -> Tensor:
+        """See `TiledNetwork.jacobian_layers`."""
+        by, bx = self.basis(jet.value[..., 0], 0, jet.order), self.basis(jet.value[..., 1], 1, jet.order)
+        pairs_used = LOCAL_DERIVATIVES[: LOCAL_COUNTS[jet.order]]
+        with torch.enable_grad():  # what each local derivative counts for
+            local = [slopes.new_zeros(slopes[:, 0].shape, requires_grad=True) for _ in pairs_used]
+            weights = torch.autograd.grad(self._chained(jet, local), local, slopes)
+        along_x = slopes.new_zeros(*slopes[:, 0].shape, by.shape[1], self.shape[1])  # [t, P, C, 1 to 3, N + 1]
+        for (dy, dx), weight in zip(pairs_used, weights, strict=True):
+            along_x[..., dy, :].addcmul_(weight.unsqueeze(-1), bx[:, dx].unsqueeze(2))
+        products = outer(by.transpose(1, 2), along_x.transpose(2, 3).flatten(3))  # [t, P, M + 1, C (N + 1)]
+        return products.unflatten(3, (-1, self.shape[1])).transpose(2, 3).flatten(2)
 
     def features(self, points: Tensor, tiles: Tensor | None = None) -> Tensor:
         """All products T_m(s(y)) T_n(s(x)), `[t, P, (M + 1)(N + 1)]`, m-major, whichever terms are in use."""

@@ -4,8 +4,7 @@ theta is one flat vector: level after level, and in a level tile after tile, the
 squares of the rows: every residual times the root of its weight over the number of its group.
 
 A Jacobian's row belongs to one residual, its columns to the few tiles whose windows see its points. So it is kept as
-blocks [tiles, points of a tile, parameters of a tile]: every point gets a copy of its tile's parameters, and one
-ordinary backward through the jets of all copies gives all rows. There is no loop over parameters.
+blocks [tiles, points of a tile, parameters of a tile] (`jacobian.py`).
 """
 
 from collections.abc import Iterator
@@ -17,12 +16,13 @@ from torch import Tensor
 
 from cpikan_hr.fields import Field, Level
 from cpikan_hr.fields.level import Dispatch
-from cpikan_hr.jets import Jet, multiply
+from cpikan_hr.jets import Jet
 from cpikan_hr.problems.collocation import Group, share_of
 from cpikan_hr.problems.pde import PDE
+from cpikan_hr.solvers.jacobian import Linearised
 from cpikan_hr.solvers.time_window import Window
 
-COPIES = 2**22  # parameters of the copies that are differentiated at once
+ELEMENTS = 2**22  # of the Jacobian that are computed at once
 
 
 @dataclass(frozen=True)
@@ -244,24 +244,18 @@ class Residuals:
         """One row per point and tile that sees it: d (cotangent . windowed jet) / d (the tile's parameters)."""
         padded = torch.cat([cotangent, cotangent.new_zeros(cotangent.shape[0], 1, cotangent.shape[2])], dim=1)
         points = torch.cat([term.points, term.points.new_zeros(1, term.points.shape[1])])
-        count, size = len(term.weight), self.sizes[number]
-        width = dispatch.points.shape[1]
-        step = max(1, COPIES // (size * width))
+        count = len(term.weight)
+        step = max(1, ELEMENTS // (self.sizes[number] * dispatch.points.shape[1]))
         for start in range(0, len(dispatch.tiles), step):
             part = slice(start, start + step)
             numbers, slots = dispatch.points[part], dispatch.slots[part]
-            copies = level.network.pick(slots.repeat_interleave(width))
-            where = points[numbers].flatten(0, 1)[:, None]
-            tiles = dispatch.tiles[part].repeat_interleave(width)
-            jet = copies(level.inputs(where, tiles, term.order))
-            jet = level.normalised(jet, slots.repeat_interleave(width))
-            window = dispatch.windows[part].flatten(0, 1).to(jet.rows.dtype)[:, :, None, None]
-            seen = multiply(jet, Jet(window, jet.order, jet.dim)).rows[:, :, 0]  # [t P, R, C]
-            against = padded[:, numbers.flatten()].transpose(0, 1)
-            found = torch.autograd.grad((seen * against).sum(), [p for p in copies.parameters() if p.requires_grad])
-            values = torch.cat([g.reshape(len(where), -1) for g in found], dim=1).view(*numbers.shape, size)
+            here = Linearised(
+                level.network.pick(slots), level.inputs(points[numbers], dispatch.tiles[part], term.order)
+            )
+            seen = level.windowed(here.output, slots, dispatch.windows[part])
+            against = padded[:, numbers].transpose(0, 1)
             rows = torch.where(numbers < len(term.points), numbers // term.group.per, count)
-            yield Block(number, slots, rows, values)
+            yield Block(number, slots, rows, here.rows((seen * against).sum()))
 
 
 def those_of(dispatch: Dispatch, varies: Tensor | None) -> Dispatch:
