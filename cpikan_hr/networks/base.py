@@ -36,7 +36,7 @@ def assign(parameter: Tensor, tiles: Tensor | None, values: Tensor) -> None:
 
 
 def outer(features: Tensor, slopes: Tensor) -> Tensor:
-    """Products of features `[t, P, R, K]` and slopes `[t, P, R, out]`, summed over the rows of a jet: `[t, P, K, out]`."""
+    """Features `[t, P, R, K]` times slopes `[t, P, R, out]`, summed over the rows of a jet: `[t, P, K, out]`."""
     product = torch.bmm(features.flatten(0, 1).transpose(1, 2), slopes.flatten(0, 1))
     return product.unflatten(0, features.shape[:2])
 

@@ -42,7 +42,8 @@ def test_rows_are_those_of_autograd(kind, order):
                 scalar = (whole.square() * weights)[tile, :, point].sum()
                 grads = torch.autograd.grad(scalar, list(network.parameters()), retain_graph=True)
                 expected = torch.cat([grad[tile].flatten() for grad in grads])
-                assert torch.allclose(found[tile, point], expected, rtol=1e-10, atol=1e-10 * float(expected.abs().max()))
+                least = 1e-10 * float(expected.abs().max())
+                assert torch.allclose(found[tile, point], expected, rtol=1e-10, atol=least)
 
 
 def test_the_network_it_is_given_stays_untouched():
