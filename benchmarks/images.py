@@ -30,6 +30,7 @@ from processes import ENVIRONMENT, ROOT, run
 SPARSE = {"kind": "chebyshev2d", "degree": None, "sparse": True}
 GLOBAL = {"kind": "cpikan", "hidden": [8, 8], "degree": 5}
 CPIKAN = {"kind": "cpikan", "hidden": [6], "degree": [4, 2], "first_input_map": "sine", "shared_constant": True}
+DEEP = {"kind": "cpikan", "hidden": [6, 6], "degree": 3, "first_input_map": "sine", "shared_constant": True}
 ADAM = {"start.enabled": False, "training.steps": 100000, "training.lr": 5e-3, "training.schedule": "constant"}
 MINI = {"batch.blocks": 4, "batch.size": 128, "batch.stride": 2}
 FULL = {"batch.blocks": 16, "batch.size": 128, "batch.stride": 1}
@@ -60,6 +61,10 @@ def rows(seconds: float) -> dict[str, dict]:
         "both_42db": {"field.levels": [level(GLOBAL, grid=[1, 1]), linear], "target.psnr": 42},
         # first-order training of the same budget
         "cpikan_adam": {"field.levels": [level({**CPIKAN, "hidden": [6]}, tile=16, overlap=0.125)]} | MINI | adam,
+        # tiles of two hidden layers, which do not grow
+        "deep_gauss_newton": {"field.levels": [level(DEEP, tile=16, overlap=0.125)], "start.iterations": 12}
+        | {"target.psnr": None},
+        "deep_adam": {"field.levels": [level(DEEP, tile=16, overlap=0.125)]} | MINI | adam,
         # the same without and with tiles that leave, to the same PSNR
         "adam_all_tiles": steps | {"training.steps": 2000},
         "adam_settling": steps | {"training.steps": 2150, "training.settle_rmse": 4.0},

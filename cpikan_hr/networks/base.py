@@ -36,9 +36,15 @@ def assign(parameter: Tensor, tiles: Tensor | None, values: Tensor) -> None:
 
 
 def outer(features: Tensor, slopes: Tensor) -> Tensor:
-    """Features `[t, P, R, K]` times slopes `[t, P, R, out]`, summed over the rows of a jet: `[t, P, K, out]`."""
+    """Features `[t, P, R, K]` times slopes `[t, P, R, out]`, summed over the rows of a jet: `[t, K, out, P]`.
+
+    In memory points come last for one row, where that is one product along them, and before K and out for more.
+    """
+    if features.shape[2] == 1:
+        features, slopes = (part.squeeze(2).transpose(1, 2).contiguous() for part in (features, slopes))
+        return features.unsqueeze(2) * slopes.unsqueeze(1)
     product = torch.bmm(features.flatten(0, 1).transpose(1, 2), slopes.flatten(0, 1))
-    return product.unflatten(0, features.shape[:2])
+    return product.unflatten(0, features.shape[:2]).permute(0, 2, 3, 1)
 
 
 class TiledNetwork(nn.Module, ABC):
@@ -92,7 +98,7 @@ class TiledNetwork(nn.Module, ABC):
     def jacobian_layers(self) -> Iterable[nn.Module]:
         """The modules that own all parameters, in their order. Each maps a jet and `tiles` to a jet and has a method
         `jacobian(jet, slopes)`: for slopes `[t, R, P, out]` of a scalar with respect to what it makes of the jet
-        `[t, R, P, in]`, those with respect to its parameters, point by point, `[t, P, n]`."""
+        `[t, R, P, in]`, those with respect to each of its parameters, point by point, `[t, .., P]`."""
         return self.layers
 
     def rows(self, tiles: Tensor) -> Tensor:
@@ -140,9 +146,9 @@ class TiledLinear(nn.Module):
             weight, bias = (select(p, tiles).to(jet.rows.dtype) for p in (self.weight, self.bias))
             return linear(jet, weight, bias)
 
-    def jacobian(self, jet: Jet, slopes: Tensor) -> Tensor:
-        """See `TiledNetwork.jacobian_layers`: weight, then bias."""
-        return torch.cat([outer(jet.rows.transpose(1, 2), slopes.transpose(1, 2)).flatten(2), slopes[:, 0]], dim=-1)
+    def jacobian(self, jet: Jet, slopes: Tensor) -> list[Tensor]:
+        """See `TiledNetwork.jacobian_layers`."""
+        return [outer(jet.rows.transpose(1, 2), slopes.transpose(1, 2)), slopes[:, 0].transpose(1, 2)]
 
     def zero(self) -> None:
         """Sets weight and bias to zero."""

@@ -117,20 +117,22 @@ class ChebyshevLayer(nn.Module):
         with full_precision(jet.order):
             return self.norm(jet, tiles)
 
-    def jacobian(self, jet: Jet, slopes: Tensor) -> Tensor:
-        """See `TiledNetwork.jacobian_layers`: coefficients, constant, gain, offset, as far as there are any."""
+    def jacobian(self, jet: Jet, slopes: Tensor) -> list[Tensor]:
+        """See `TiledNetwork.jacobian_layers`."""
         ends = []
         if self.norm is not None:
             edges = self.edges(jet)
-            ends = [self.norm.jacobian(edges, slopes)]
+            ends = self.norm.jacobian(edges, slopes)
             slopes = self.norm.pulled_back(edges, slopes)
-        expansion = chebyshev_expand(jet.rows, jet.order, jet.dim, self.degree, self.input_map)
-        terms = outer(expansion, slopes.transpose(1, 2)).unflatten(2, (self.degree, -1)).permute(0, 1, 3, 4, 2)
-        value = slopes[:, 0]
+        features = chebyshev_expand(jet.rows, jet.order, jet.dim, self.degree, self.input_map)  # [t, P, R, degree in]
         if self.constant is not None:
-            return torch.cat([terms.flatten(2), value, *ends], dim=-1)
-        first = value[:, :, None, :, None].expand(-1, -1, self.in_features, -1, 1)
-        return torch.cat([torch.cat([first, terms], dim=-1).flatten(2), *ends], dim=-1)
+            ends.insert(0, slopes[:, 0].transpose(1, 2))
+        else:
+            first = torch.zeros_like(features[..., : self.in_features])  # T_0, which has no derivatives
+            first[:, :, 0] = 1
+            features = torch.cat([first, features], dim=-1)
+        terms = outer(features, slopes.transpose(1, 2)).unflatten(1, (-1, self.in_features))
+        return [terms.permute(0, 2, 3, 1, 4), *ends]
 
     def features(self, values: Tensor) -> Tensor:
         """Columns [1, T_1(s(v_1)), ..., T_1(s(v_in)), T_2(s(v_1)), ...]: `[t, P, in] -> [t, P, 1 + degree * in]`."""
@@ -181,9 +183,9 @@ class TiledLayerNorm(nn.Module):
         cube = inverse**3
         return multiply(centred, chain(variance, inverse, -cube / 2, 0.75 * cube * inverse**2)).rows
 
-    def jacobian(self, jet: Jet, slopes: Tensor) -> Tensor:
-        """See `TiledNetwork.jacobian_layers`: gain, then offset."""
-        return torch.cat([(slopes * self._whitened(jet)).sum(1), slopes[:, 0]], dim=-1)
+    def jacobian(self, jet: Jet, slopes: Tensor) -> list[Tensor]:
+        """See `TiledNetwork.jacobian_layers`."""
+        return [(slopes * self._whitened(jet)).sum(1).transpose(1, 2), slopes[:, 0].transpose(1, 2)]
 
     @torch.enable_grad()
     def pulled_back(self, jet: Jet, slopes: Tensor) -> Tensor:

@@ -229,18 +229,18 @@ class Chebyshev2D(TiledNetwork):
         assert not self.sparse, "the terms of a sparse network are found in closed form"
         return [self]
 
-    def jacobian(self, jet: Jet, slopes: Tensor) -> Tensor:
+    def jacobian(self, jet: Jet, slopes: Tensor) -> list[Tensor]:
         """See `TiledNetwork.jacobian_layers`."""
-        by, bx = self.basis(jet.value[..., 0], 0, jet.order), self.basis(jet.value[..., 1], 1, jet.order)
-        pairs_used = LOCAL_DERIVATIVES[: LOCAL_COUNTS[jet.order]]
+        by, bx = (self.basis(jet.value[..., axis], axis, jet.order) for axis in (0, 1))  # [t, k, P, M + 1]
+        used = LOCAL_DERIVATIVES[: LOCAL_COUNTS[jet.order]]
         with torch.enable_grad():  # what each local derivative counts for
-            local = [slopes.new_zeros(slopes[:, 0].shape, requires_grad=True) for _ in pairs_used]
+            local = [slopes.new_zeros(slopes[:, 0].shape, requires_grad=True) for _ in used]
             weights = torch.autograd.grad(self._chained(jet, local), local, slopes)
-        along_x = slopes.new_zeros(*slopes[:, 0].shape, by.shape[1], self.shape[1])  # [t, P, C, 1 to 3, N + 1]
-        for (dy, dx), weight in zip(pairs_used, weights, strict=True):
-            along_x[..., dy, :].addcmul_(weight.unsqueeze(-1), bx[:, dx].unsqueeze(2))
-        products = outer(by.transpose(1, 2), along_x.transpose(2, 3).flatten(3))  # [t, P, M + 1, C (N + 1)]
-        return products.unflatten(3, (-1, self.shape[1])).transpose(2, 3).flatten(2)
+        along_x = slopes.new_zeros(*by.shape[:3], slopes.shape[-1], self.shape[1])  # [t, k, P, C, N + 1]
+        for (dy, dx), weight in zip(used, weights, strict=True):
+            along_x[:, dy].addcmul_(weight.unsqueeze(-1), bx[:, dx].unsqueeze(2))
+        products = outer(by.transpose(1, 2), along_x.transpose(1, 2).flatten(3))  # [t, M + 1, C (N + 1), P]
+        return [products.unflatten(2, (-1, self.shape[1])).transpose(1, 2).flatten(2, 3)]
 
     def features(self, points: Tensor, tiles: Tensor | None = None) -> Tensor:
         """All products T_m(s(y)) T_n(s(x)), `[t, P, (M + 1)(N + 1)]`, m-major, whichever terms are in use."""

@@ -29,6 +29,12 @@ class StartOptions(Section):
         "says they hold (Wiener); it keeps fine texture that `shifted_threshold` drops",
     )
     shifted_threshold: float = Field(2.8, gt=0, description="what `threshold` is in each of the shifted quadtrees")
+    iterations: int = Field(
+        0,
+        ge=0,
+        description="Gauss-Newton iterations of each tile that neither grows nor is linear, all its layers, after the "
+        "least squares of the last one",
+    )
     sweeps: int = Field(
         0, ge=0, description="coloured sweeps over grown tiles after the start, so that neighbours see each other"
     )

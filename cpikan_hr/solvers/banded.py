@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cpikan_hr.solvers.cells import cells
+from cpikan_hr.solvers.damping import trust_of
 from cpikan_hr.solvers.residuals import Residuals
 
 
@@ -95,35 +96,29 @@ class Banded:
         for tensor in (band, gradient, loss):
             self.total(tensor)
         self.band, self.gradient = band.view(m, step), gradient
-        diagonal = self.band[:, 0]
-        self.trust = diagonal + self.floor * diagonal.mean() + 1e-300
+        self._trust = trust_of(self.band[:, 0], self.floor, 1e-300)
+        self.trust = self._spread(self._trust)
         return float(loss), gradient
 
-    def solve(self, damping: float) -> Tensor | None:
-        """The step, None where the damped matrix is not positive definite in this precision."""
+    def solve(self, damping: Tensor) -> Tensor:
+        """See `damping.System`."""
         damped = self.band.clone()
-        damped[:, 0] += damping * self.trust
+        damped[:, 0] += damping * self._trust
         try:
             factor = scipy.linalg.cholesky_banded(
                 damped.cpu().numpy().T, overwrite_ab=True, lower=True, check_finite=False
             )
         except np.linalg.LinAlgError:
-            return None
+            return torch.zeros_like(self.gradient)
         right = -self.gradient[self.order.places].cpu().numpy()
         found = scipy.linalg.cho_solve_banded((factor, True), right, check_finite=False)
-        return self._spread(found)
+        return self._spread(torch.from_numpy(found))
 
-    def _spread(self, found: np.ndarray) -> Tensor:
+    def _spread(self, found: Tensor) -> Tensor:
         """In theta's order, zero where nothing is seen."""
         out = torch.zeros_like(self.gradient)
-        out[self.order.places] = torch.from_numpy(found).to(out)
+        out[self.order.places] = found.to(out)
         return out
-
-    def product(self, step: Tensor) -> Tensor:
-        """J'J step."""
-        band = np.asfortranarray(self.band.cpu().numpy().T)
-        symmetric = scipy.linalg.get_blas_funcs("sbmv", (band,))
-        return self._spread(symmetric(self.width, 1.0, band, step[self.order.places].cpu().numpy(), lower=1))
 
 
 def add_block(band: Tensor, step: int, places: Tensor, block: Tensor) -> None:

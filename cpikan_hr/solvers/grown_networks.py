@@ -5,7 +5,7 @@ from torch import Tensor
 
 from cpikan_hr.networks.base import select
 from cpikan_hr.recipe import LevelOptions
-from cpikan_hr.solvers.gauss_newton import Unit
+from cpikan_hr.solvers.units import Unit
 
 
 def unit_of(choice: LevelOptions) -> Unit:

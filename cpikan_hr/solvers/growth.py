@@ -24,10 +24,11 @@ from cpikan_hr.networks import build_network
 from cpikan_hr.parallel import at_once, in_threads
 from cpikan_hr.recipe import LevelOptions
 from cpikan_hr.solvers.blocks import Block, Pixels, ReadTarget, blocks_of, read_block, shares_of
-from cpikan_hr.solvers.gauss_newton import Unit, features, levenberg_marquardt
+from cpikan_hr.solvers.gauss_newton import levenberg_marquardt
 from cpikan_hr.solvers.grown_networks import unit_of, write
 from cpikan_hr.solvers.leaves import Size, exists, sizes_of
 from cpikan_hr.solvers.quadtree import prune
+from cpikan_hr.solvers.units import Unit, Units, features
 
 BLOCK = 2**16  # pixels of one block
 DICTIONARY = 512  # entries
@@ -154,7 +155,9 @@ def climb(
         a = one[number] if w is None else features(unit, phi, w, here)[0]
         new = entries[best_entries(mine - torch.bmm(last, a), functions)][:, None]
         w = new if w is None else torch.cat([w, new], 1)
-        w, last, distortion[number, units] = levenberg_marquardt(unit, phi, mine, w, GROWING, here, prior)
+        w, last, distortion[number, units] = levenberg_marquardt(
+            Units(unit, phi, prior), mine, w, GROWING, here
+        )
         rungs.append(Rung(number, w, last))
     return Ladder(size, phi, data, weight, distortion, rungs)
 
@@ -236,9 +239,8 @@ class Grown:
                 if w is not None:
                     alive()
                     here = None if ladder.weight is None else ladder.weight[local]
-                    w, last, _ = levenberg_marquardt(
-                        self.unit, ladder.phi, ladder.data[local], w, POLISHING, here, self.prior, 1e-3
-                    )
+                    fit = Units(self.unit, ladder.phi, self.prior)
+                    w, last, _ = levenberg_marquardt(fit, ladder.data[local], w, POLISHING, here, 1e-3)
                 y, x = local // self.shapes[k][1], local % self.shapes[k][1]
                 factor = self.sizes[0].stride // self.sizes[k].stride
                 number = (self.block.row * factor + y) * self.sizes[k].counts[1] + self.block.column * factor + x

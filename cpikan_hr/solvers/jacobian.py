@@ -15,12 +15,14 @@ from cpikan_hr.networks import TiledNetwork
 class Linearised:
     """Networks of all tiles in order at the points of a jet `[t, R, P, in]`, whose `output` is `[t, R, P, out]`.
 
-    The network has to be a copy (`TiledNetwork.pick`): its parameters are frozen.
+    The network has to be a copy (`TiledNetwork.pick`): its parameters are frozen. `last`: off, the parameters of the
+    last layer are held fixed.
     """
 
-    def __init__(self, network: TiledNetwork, jet: Jet):
+    def __init__(self, network: TiledNetwork, jet: Jet, last: bool = True):
         self._seen: list[tuple] = []  # layer, its input, rows of its output
-        hooks = [layer.register_forward_hook(self._keep) for layer in network.jacobian_layers]
+        layers = list(network.jacobian_layers)
+        hooks = [layer.register_forward_hook(self._keep) for layer in (layers if last else layers[:-1])]
         with torch.enable_grad():
             self.output = network.requires_grad_(False)(jet)
         for hook in hooks:
@@ -33,12 +35,21 @@ class Linearised:
         self._seen.append((layer, jet._replace(rows=jet.rows.detach()), output.rows))
 
     def rows(self, scalar: Tensor, again: bool = False) -> Tensor:
-        """Derivatives [t, P, n] of each point's share of `scalar`, a sum over points of what `output` is there.
+        """Derivatives [t, n, P] of each point's share of `scalar`, a sum over points of what `output` is there.
 
         n runs over the parameters in their order. `again`: more of them will be asked for.
         """
         outputs = [rows for _, _, rows in self._seen]
         slopes = torch.autograd.grad(scalar, outputs, retain_graph=again)
         with torch.no_grad():
-            found = [layer.jacobian(jet, slope) for (layer, jet, _), slope in zip(self._seen, slopes, strict=True)]
-        return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
+            pairs = zip(self._seen, slopes, strict=True)
+            parts = [part for (layer, jet, _), slope in pairs for part in layer.jacobian(jet, slope)]
+            sizes = [part[0, ..., 0].numel() for part in parts]
+            tiles, rows, points, _ = slopes[0].shape
+            shape = (tiles, sum(sizes), points)
+            # as `outer` leaves them in memory
+            found = slopes[0].new_empty(shape if rows == 1 else (shape[0], shape[2], shape[1]))
+            found = found if rows == 1 else found.transpose(1, 2)
+            for part, place in zip(parts, found.split(sizes, dim=1), strict=True):
+                place.unflatten(1, part.shape[1:-1]).copy_(part)
+        return found

@@ -1,11 +1,12 @@
 """Least squares of each tile's linear (last or only) layer: the start of levels that are not adaptive.
 
-Every tile is fitted, on its own pixels, to what the levels above it leave of a direct estimate of the field; the
-windows, which sum to one, blend the fits. Rows of tiles are shared out over processes. Only a strip of one row of
-tiles is in memory at a time.
+Every tile is fitted, on its own pixels, to what the levels above it leave of a direct estimate of the field, then,
+where asked, with its hidden layers by Gauss-Newton; the windows, which sum to one, blend the fits. Rows of tiles are
+shared out over processes and their threads; each holds a strip of one row of tiles at a time.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +16,11 @@ from torch import Tensor
 from cpikan_hr.fields import Field, Level
 from cpikan_hr.fields.tiles import TileAxis
 from cpikan_hr.networks import Chebyshev2D
+from cpikan_hr.parallel import in_threads
 from cpikan_hr.processes import Processes
 from cpikan_hr.solvers.blocks import ReadTarget
+from cpikan_hr.solvers.deep_tiles import DeepTiles, write
+from cpikan_hr.solvers.gauss_newton import levenberg_marquardt
 
 SAMPLES = 128  # per axis and tile at most: larger tiles are fitted on a lattice of their pixels
 BLOCK = 2**20  # pixels of one strip handled at once
@@ -67,17 +71,25 @@ def fit_last_layers(
     ridge: float,
     processes: Processes,
     progress: Callable[[float], None] | None = None,
+    iterations: int = 0,
 ) -> None:
-    """Fits the recipe's level number `group`, one grid of tiles, in place and alike on all processes."""
+    """Fits the recipe's level number `group`, one grid of tiles, in place and alike on all processes.
+
+    `iterations` of Gauss-Newton for the hidden layers of each tile.
+    """
     (number,) = field.groups[group]
     level = field.levels[number]
     owned = torch.zeros(level.tile_grid.tiles, dtype=torch.bool)
     rows = range(processes.rank, level.tile_grid.shape[0], processes.ranks)
-    for done, row in enumerate(rows):
-        for tiles in fit_row(field, group, row, target, shape, ridge):
-            owned[tiles] = True
-        if progress:
-            progress((done + 1) / len(rows))
+
+    def fit(row: int) -> list[Tensor]:
+        return list(fit_row(field, group, row, target, shape, ridge, iterations))
+
+    with closing(in_threads(fit, rows, field.device)) as fitted:
+        for done, parts in enumerate(fitted):
+            owned[torch.cat(parts)] = True
+            if progress:
+                progress((done + 1) / len(rows))
     for tensor in [*level.network.parameters(), *([level.mean, level.scale] if level.per_tile else [])]:
         tensor.data[~owned.to(tensor.device)] = 0  # tiles of other shares: theirs is the only term of the sum
         processes.sum(tensor.data)
@@ -85,7 +97,7 @@ def fit_last_layers(
 
 @torch.no_grad()
 def fit_row(
-    field: Field, group: int, row: int, target: ReadTarget, shape: tuple[int, int], ridge: float
+    field: Field, group: int, row: int, target: ReadTarget, shape: tuple[int, int], ridge: float, iterations: int = 0
 ) -> Iterator[Tensor]:
     """Fits one row of tiles of a level; yields the tiles done."""
     level: Level = field.levels[field.groups[group][0]]
@@ -106,7 +118,8 @@ def fit_row(
         block_weight = torch.from_numpy(weight[pick] * inside).to(device).double()
         tiles = torch.from_numpy(row * axis_x.count + columns_part).to(device)
         local_y = rows.local.to(device).expand(len(tiles), -1)
-        fit_tiles(level, tiles, residual[pick].double(), block_weight, local_y, columns.local.to(device), ridge)
+        local_x = columns.local.to(device)
+        fit_tiles(level, tiles, residual[pick].double(), block_weight, local_y, local_x, ridge, iterations)
         yield tiles.cpu()
 
 
@@ -121,7 +134,14 @@ def _column_parts(axis: TileAxis, rows: Pixels, stride: int) -> Iterator[np.ndar
 
 
 def fit_tiles(
-    level: Level, tiles: Tensor, values: Tensor, weight: Tensor, local_y: Tensor, local_x: Tensor, ridge: float
+    level: Level,
+    tiles: Tensor,
+    values: Tensor,
+    weight: Tensor,
+    local_y: Tensor,
+    local_x: Tensor,
+    ridge: float,
+    iterations: int = 0,
 ) -> None:
     """Least squares of tiles [t] to values [t, Py, Px, C] with weights [t, Py, Px], on local coordinates [t, P]."""
     network = level.network
@@ -148,6 +168,13 @@ def fit_tiles(
         features = network.features(points[part].to(level.mean.dtype), tiles[part]).double()
         solution = solve(features, normalised[part].flatten(1, 2), weight[part].flatten(1), ridge)
         network.set_last(tiles[part], solution)
+    fit = DeepTiles(network.pick(tiles).float(), points.float())
+    w = fit.read()
+    if iterations and w.numel():
+        root = weight.flatten(1).sqrt().float()
+        data = normalised.flatten(1, 2).transpose(1, 2).float() * root[:, None]
+        w, last, _ = levenberg_marquardt(fit, data, w, iterations, root)
+        write(network, tiles, w, last)
 
 
 def _project(network, values, weight, local_y, local_x, ridge) -> Tensor:

@@ -1,12 +1,10 @@
-"""Levenberg-Marquardt on the residual vector of an equation: (J'J + damping D) step = -J'r.
+"""Levenberg-Marquardt on the residual vector of an equation.
 
 Up to a number of parameters J'J is assembled, cell by cell of points that see the same tiles, and factorised, as a band
 where it is one. Beyond it the system is solved by conjugate gradients on the Jacobian's blocks, preconditioned by one
-block per tile, to a share of the gradient (inexact Newton). D = diag(J'J), never below a share of its mean.
-Damping: `damping.py`.
+block per tile, to a share of the gradient (inexact Newton). Steps and their damping: `damping.py`.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -15,7 +13,7 @@ from torch import Tensor
 
 from cpikan_hr.solvers.banded import Banded, narrow_order
 from cpikan_hr.solvers.cells import cells
-from cpikan_hr.solvers.damping import Damping
+from cpikan_hr.solvers.damping import Damping, attempt, dense_step, trust_of
 from cpikan_hr.solvers.objective import Step
 from cpikan_hr.solvers.residuals import Block, Residuals
 
@@ -51,32 +49,50 @@ def levenberg_marquardt(
         system = Dense(pieces, total)
     else:
         system = Sparse(here, total)
-    theta = here.theta()
-    trusted, evaluations = Damping.of(torch.tensor(damping, dtype=torch.float64)), 0
+    descent = Descent(here, system, total)
+    device = descent.theta.device
+    trusted, evaluations = Damping.of(torch.tensor(damping, dtype=torch.float64, device=device)), 0
     if state:
-        trusted = Damping(state["damping"].cpu(), state["growth"].cpu())
+        trusted = Damping(state["damping"].to(device), state["growth"].to(device))
         evaluations = int(state["evaluations"])
     for _ in range(iterations):
-        loss, gradient = system.linearise()
+        descent.linearise()
         for _ in range(FAILURES):
-            step, found, predicted = system.solve(float(trusted.scale)), math.inf, 0.0
             evaluations += 1
-            if step is not None:
-                here.assign(theta + step)
-                squared = here.vector().square().sum()
-                total(squared)
-                found = float(squared)
-                predicted = float(-(step @ (2 * gradient + system.product(step))))
-            lower = found < loss  # also false for NaN
-            trusted.learn(*torch.tensor([loss - found, predicted], dtype=torch.float64), torch.tensor(lower))
-            if lower:
+            if bool(attempt(descent, trusted) > 0):
                 break
         else:
-            here.assign(theta)
             return
-        theta = theta + step
         state = {"damping": trusted.scale, "growth": trusted.growth, "evaluations": torch.tensor(evaluations)}
-        yield Step(theta, found, 2 * float(gradient.norm()), evaluations, state)
+        yield Step(descent.theta, descent.loss, 2 * float(descent.gradient.norm()), evaluations, state)
+
+
+class Descent:
+    """A field that goes downhill: `system` says where to, its residuals how far that was (`damping.System`)."""
+
+    def __init__(self, residuals: Residuals, system: "Banded | Dense | Sparse", total: Total):
+        self.residuals, self.system, self.total = residuals, system, total
+        self.theta = residuals.theta()
+
+    def linearise(self) -> None:
+        """Where the field is."""
+        self.loss, self.gradient = self.system.linearise()
+        self.trust = self.system.trust
+
+    def solve(self, damping: Tensor) -> Tensor:
+        return self.system.solve(damping)
+
+    def advance(self, step: Tensor) -> Tensor:
+        """See `damping.System`; the field is at theta afterwards."""
+        self.residuals.assign(self.theta + step)
+        squared = self.residuals.vector().square().sum()
+        self.total(squared)
+        gain = self.loss - squared.double()
+        if gain > 0:  # false for NaN
+            self.theta, self.loss = self.theta + step, float(squared)
+        else:
+            self.residuals.assign(self.theta)
+        return gain
 
 
 class Dense:
@@ -102,22 +118,12 @@ class Dense:
         for tensor in (matrix, gradient, loss):
             self.total(tensor)
         self.matrix, self.gradient = matrix, gradient
-        diagonal = matrix.diagonal()
-        self.trust = diagonal + FLOOR * diagonal.mean() + 1e-300
+        self.trust = trust_of(matrix.diagonal(), FLOOR, 1e-300)
         return float(loss), gradient
 
-    def solve(self, damping: float) -> Tensor | None:
-        """The step, None where the damped matrix is not positive definite in this precision."""
-        damped = self.matrix.clone()
-        damped.diagonal().add_(damping * self.trust)
-        factor, info = torch.linalg.cholesky_ex(damped)
-        if int(info):
-            return None
-        return -torch.cholesky_solve(self.gradient[:, None], factor)[:, 0]
-
-    def product(self, step: Tensor) -> Tensor:
-        """J'J step."""
-        return self.matrix @ step
+    def solve(self, damping: Tensor) -> Tensor:
+        """See `damping.System`."""
+        return dense_step(self.matrix, self.gradient, self.trust, damping)
 
 
 @dataclass
@@ -163,7 +169,7 @@ class Sparse:
                 own += piece.columns.square().sum(0)
             self.total(own)
             diagonal = torch.cat([diagonal, own])
-        self.trust = diagonal + FLOOR * diagonal.mean() + 1e-300
+        self.trust = trust_of(diagonal, FLOOR, 1e-300)
         return float(loss), gradient
 
     def _pull(self, piece: Piece, against: Tensor, out: Tensor) -> None:
@@ -195,14 +201,14 @@ class Sparse:
         self.total(out)
         return out
 
-    def solve(self, damping: float) -> Tensor | None:
-        """The step by preconditioned conjugate gradients; None where a tile's block is not positive definite."""
+    def solve(self, damping: Tensor) -> Tensor:
+        """The step by preconditioned conjugate gradients; zero where a tile's block is not positive definite."""
         trust = damping * self.trust
         factors = []
         for k, own in enumerate(self.own):
             factor, info = torch.linalg.cholesky_ex(own + torch.diag_embed(self._table(trust, k)))
             if bool(info.any()):
-                return None
+                return torch.zeros_like(trust)
             factors.append(factor)
 
         def precondition(vector: Tensor) -> Tensor:

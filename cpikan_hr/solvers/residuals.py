@@ -255,7 +255,7 @@ class Residuals:
             seen = level.windowed(here.output, slots, dispatch.windows[part])
             against = padded[:, numbers].transpose(0, 1)
             rows = torch.where(numbers < len(term.points), numbers // term.group.per, count)
-            yield Block(number, slots, rows, here.rows((seen * against).sum()))
+            yield Block(number, slots, rows, here.rows((seen * against).sum()).transpose(1, 2).contiguous())
 
 
 def those_of(dispatch: Dispatch, varies: Tensor | None) -> Dispatch:

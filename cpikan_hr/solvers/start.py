@@ -73,7 +73,8 @@ def fit_field(
         elif choice.grow:
             grow_to_target(field, group, target, shape, recipe, full_range, processes, report, passed)
         else:
-            fit_last_layers(field, group, target, shape, recipe.start.ridge, processes, report)
+            start = recipe.start
+            fit_last_layers(field, group, target, shape, start.ridge, processes, report, start.iterations)
             passed()
     for number in range(recipe.start.sweeps):
         report = _reporter(progress, f"sweep {number + 1} of {recipe.start.sweeps}")

@@ -14,10 +14,11 @@ from cpikan_hr.fields import Field, Level
 from cpikan_hr.processes import Processes
 from cpikan_hr.recipe import LevelOptions
 from cpikan_hr.solvers.blocks import Block, Pixels, ReadTarget, read_block, shares_of
-from cpikan_hr.solvers.gauss_newton import Unit, features, levenberg_marquardt
+from cpikan_hr.solvers.gauss_newton import levenberg_marquardt
 from cpikan_hr.solvers.grown_networks import read, unit_of, write
 from cpikan_hr.solvers.growth import blocks_to_grow, growing_sizes, prior_of, tile_data, tile_windows
 from cpikan_hr.solvers.leaves import Size
+from cpikan_hr.solvers.units import Unit, Units, features
 
 COLOURS = ((0, 0), (0, 1), (1, 0), (1, 1))
 ITERATIONS = 4  # of each tile's solve in a sweep: the neighbours move as well
@@ -108,7 +109,7 @@ def _solve(
     phi = unit.inputs(size.pixels, size.pixels).to(residual)
     a, _ = features(unit, phi, w, weight)
     data = residual + torch.bmm(last * scale[:, None], a)
-    w, last, _ = levenberg_marquardt(unit, phi, data, w, ITERATIONS, weight, prior, damping=1e-2)
+    w, last, _ = levenberg_marquardt(Units(unit, phi, prior), data, w, ITERATIONS, weight, damping=1e-2)
     return slots.cpu(), w.cpu(), last.cpu()
 
 

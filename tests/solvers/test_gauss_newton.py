@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from cpikan_hr.solvers import gauss_newton
-from cpikan_hr.solvers.gauss_newton import RIDGE, Inputs, Unit, features, levenberg_marquardt, linearise
+from cpikan_hr.solvers.gauss_newton import levenberg_marquardt
+from cpikan_hr.solvers.projection import RIDGE
+from cpikan_hr.solvers.units import Inputs, Unit, Units, features
 
 UNITS = {
     "sine": Unit("cpikan", 3, 4),
@@ -58,9 +60,9 @@ def case(kind: str, tiles: int = 3, channels: int = 2, units: int = 2, seed: int
 
 def model_of(unit: Unit, data: Tensor, w: Tensor, weight: Tensor | None, prior: float):
     weighted = data if weight is None else data * weight[:, None]
-    inputs = Inputs.of(unit.inputs(*SIZE))
-    penalty = unit.penalty(w.shape[1], prior, data)
-    return linearise(unit, inputs, weighted.float(), w.float(), None if weight is None else weight.float(), penalty)
+    fit = Units(unit, unit.inputs(*SIZE), prior)
+    tiles = torch.arange(len(data))
+    return fit.linearise(tiles, weighted.float(), w.float(), None if weight is None else weight.float())
 
 
 def solved_last(a: Tensor, data: Tensor) -> Tensor:
@@ -117,7 +119,7 @@ def test_the_model_is_kaufman_s_by_dense_autograd(kind, weighted, prior):
         diagonal = penalties(unit, 2, prior)
         matrix = sum(j.T @ projector @ j for j in jacobian) + torch.diag(diagonal)
         residual = data[tile] * weight[tile] - last @ a
-        gradient = sum(j.T @ r for j, r in zip(jacobian, residual, strict=True)) - diagonal * w[tile].flatten()
+        gradient = diagonal * w[tile].flatten() - sum(j.T @ r for j, r in zip(jacobian, residual, strict=True))
         loss = residual.square().sum() + (diagonal * w[tile].flatten() ** 2).sum()
         assert relative(model.last[tile] @ a.float(), last @ a) < 1e-3 and relative(model.last[tile], last) < 1e-2
         assert float(model.loss[tile]) == pytest.approx(float(loss), rel=1e-4)
@@ -133,7 +135,7 @@ def test_the_gradient_is_that_of_the_reduced_functional(kind):
     for tile in range(3):
         flat = w[tile].clone().requires_grad_()
         (slope,) = torch.autograd.grad(reduced(unit, flat, data[tile], weight[tile], 0.3), flat)
-        assert relative(model.gradient[tile], -slope.flatten() / 2) < 5e-3
+        assert relative(model.gradient[tile], slope.flatten() / 2) < 5e-3
 
 
 @pytest.mark.parametrize(("units", "channels"), [(1, 1), (3, 2)])
@@ -153,7 +155,7 @@ def test_no_tile_s_loss_ever_rises_and_the_result_is_consistent(kind, prior):
     weighted, phi = (data * weight[:, None]).float(), unit.inputs(*SIZE)
     losses = [model_of(unit, data, w, weight, prior).loss]
     for iterations in (1, 2, 5, 20):
-        new, last, loss = levenberg_marquardt(unit, phi, weighted, w.float(), iterations, weight.float(), prior)
+        new, last, loss = levenberg_marquardt(Units(unit, phi, prior), weighted, w.float(), iterations, weight.float())
         assert (loss <= losses[-1] * (1 + 1e-5)).all()
         losses.append(loss)
         again = torch.bmm(last, features(unit, phi, new, weight.float())[0])
@@ -175,7 +177,7 @@ def test_a_network_is_recovered_from_a_perturbed_start(kind):
     start = w + 0.05 * torch.randn(w.shape, generator=generator, dtype=torch.float64)
     weighted = (data * weight[:, None]).float()
     before = model_of(unit, data, start, weight, 0.0).loss
-    _, _, loss = levenberg_marquardt(unit, unit.inputs(*SIZE), weighted, start.float(), 60, weight.float())
+    _, _, loss = levenberg_marquardt(Units(unit, unit.inputs(*SIZE)), weighted, start.float(), 60, weight.float())
     assert (before > 1e-4 * weighted.square().sum((1, 2))).float().mean() > 0.4
     # The ridge of the last layer leaves a trace.
     assert (loss < 1e-5 * weighted.square().sum((1, 2))).float().mean() >= 0.95
@@ -188,8 +190,8 @@ def test_tiles_together_are_tiles_alone_in_any_chunks(kind, monkeypatch):
 
     def run(some: slice) -> list[Tensor]:
         # A tolerance below zero keeps every tile to the end, so that all take the same steps.
-        arguments = (weighted[some], w[some].float(), 2, weight[some].float(), 0.5)
-        return levenberg_marquardt(unit, phi, *arguments, tolerance=-math.inf)
+        arguments = (weighted[some], w[some].float(), 2, weight[some].float())
+        return levenberg_marquardt(Units(unit, phi, 0.5), *arguments, tolerance=-math.inf)
 
     together = run(slice(None))
     alone = [torch.cat(parts) for parts in zip(*(run(slice(k, k + 1)) for k in range(11)), strict=True)]
@@ -205,7 +207,8 @@ def test_tiles_that_leave_early_keep_their_own_results():
     unit, data, w, weight = case("sine", tiles=12, seed=7)
     data[::2] = 0  # nothing to do in every second tile
     weighted = (data * weight[:, None]).float()
-    new, last, loss = levenberg_marquardt(unit, unit.inputs(*SIZE), weighted, w.float(), 30, weight.float(), patience=1)
+    fit = Units(unit, unit.inputs(*SIZE))
+    new, last, loss = levenberg_marquardt(fit, weighted, w.float(), 30, weight.float(), patience=1)
     assert loss[::2].max() < 1e-8 and last[::2].abs().max() < 1e-4 and torch.equal(new[::2], w[::2].float())
     again = torch.bmm(last, features(unit, unit.inputs(*SIZE), new, weight.float())[0])
     assert relative(loss, (weighted - again).square().sum((1, 2)).double()) < 1e-5
@@ -215,7 +218,8 @@ def test_a_tile_without_pixels_stays_finite():
     unit, data, w, weight = case("sine")
     weight[1] = 0
     weighted = (data * weight[:, None]).float()
-    new, last, loss = levenberg_marquardt(unit, unit.inputs(*SIZE), weighted, w.float(), 10, weight.float(), 1e-2)
+    fit = Units(unit, unit.inputs(*SIZE), 1e-2)
+    new, last, loss = levenberg_marquardt(fit, weighted, w.float(), 10, weight.float())
     assert all(bool(torch.isfinite(part).all()) for part in (new, last, loss)) and last[1].abs().max() < 1e-6
 
 

@@ -13,11 +13,11 @@ from cpikan_hr.networks import build_network
 from cpikan_hr.processes import ALONE
 from cpikan_hr.solvers import growth, start
 from cpikan_hr.solvers.blocks import Block, blocks_of, read_block
-from cpikan_hr.solvers.gauss_newton import features
 from cpikan_hr.solvers.grown_networks import read, unit_of, write
 from cpikan_hr.solvers.growth import Grown, growing_sizes, set_networks, tile_data, tile_windows
 from cpikan_hr.solvers.leaves import Size
 from cpikan_hr.solvers.start import fit_field
+from cpikan_hr.solvers.units import features
 
 both_kinds = pytest.mark.parametrize("network", [GROWN, GROWN_SIREN], ids=["cpikan", "siren"])
 

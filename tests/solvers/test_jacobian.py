@@ -43,7 +43,7 @@ def test_rows_are_those_of_autograd(kind, order):
                 grads = torch.autograd.grad(scalar, list(network.parameters()), retain_graph=True)
                 expected = torch.cat([grad[tile].flatten() for grad in grads])
                 least = 1e-10 * float(expected.abs().max())
-                assert torch.allclose(found[tile, point], expected, rtol=1e-10, atol=least)
+                assert torch.allclose(found[tile, :, point], expected, rtol=1e-10, atol=least)
 
 
 def test_the_network_it_is_given_stays_untouched():
