@@ -64,6 +64,8 @@ def rows(seconds: float) -> dict[str, dict]:
         # tiles of two hidden layers, which do not grow
         "deep_gauss_newton": {"field.levels": [level(DEEP, tile=16, overlap=0.125)], "start.iterations": 12}
         | {"target.psnr": None},
+        "deep_sweep": {"field.levels": [level(DEEP, tile=16, overlap=0.5)], "start.iterations": 8, "start.sweeps": 2}
+        | {"target.psnr": None},
         "deep_adam": {"field.levels": [level(DEEP, tile=16, overlap=0.125)]} | MINI | adam,
         # the same without and with tiles that leave, to the same PSNR
         "adam_all_tiles": steps | {"training.steps": 2000},

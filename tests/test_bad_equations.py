@@ -49,7 +49,7 @@ RECIPES = {
     "sine": (["--field.levels.0.network", "{kind: chebyshev2d, degree: 4}"], "input_map sine has no slope"),
     "cosine": (["--field.window", "cosine", "--field.levels.0.grid", "[2, 1]"], "no second derivative"),
     "settle": (["--training.settle_rmse", "0.1"], "'training.settle_rmse': is for fields of pixels"),
-    "sweeps": (["--training.sweep_every", "1"], "sweeps are over grown tiles"),
+    "sweeps": (["--training.sweep_every", "1"], "sweeps are over tiles that Gauss-Newton solves"),
     "start": (["--start.threshold", "1"], "'start': is for fields of pixels"),
     "batch": (["--batch.size", "64"], "'batch': is for fields of pixels"),
     "target": (["--target.rmse", "0.1"], "'target.rmse': is for fields of pixels"),

@@ -226,8 +226,8 @@ def test_evaluate_against_a_bad_reference(case, run, tmp_path, capfd):
         (["--field.levels.0.network", "{kind: cpikan, hidden: [6], degree: [4]}"], "each of the 2 layers"),
         (["--field.levels.0.network", "{kind: cpikan, hidden: [6], degree: [4, 2, 3]}"], "each of the 2 layers"),
         (["--field.levels.0.network", "{kind: cpikan, hidden: [6], degree: [4, 65]}"], "a degree is from 1 to 64"),
-        (["--start.sweeps", "1"], "sweeps are over grown tiles"),
-        (["--training.sweep_every", "3"], "sweeps are over grown tiles"),
+        (["--start.sweeps", "1"], "sweeps are over tiles that Gauss-Newton solves"),
+        (["--training.sweep_every", "3"], "sweeps are over tiles that Gauss-Newton solves"),
         (["--target.psnr", "40"], "give target.rmse in nm"),
     ],
 )

@@ -44,8 +44,9 @@ def test_options_of_the_command_line_override_the_file():
         (["--field.levels.1.overlap", "0.3"], "even number of px"),
         (["--field.levels.1.grow", "true"], "`grow` needs"),
         (["--field.levels.1.network.degree", "4"], "give `degree: null`"),
-        (["--start.sweeps", "1"], "'start.sweeps': sweeps are over grown tiles"),
-        (["--training.sweep_every", "5"], "'training.sweep_every': sweeps are over grown tiles"),
+        (["--start.sweeps", "1"], "'start.sweeps': sweeps are over tiles that Gauss-Newton solves"),
+        (["--training.sweep_every", "5"], "'training.sweep_every': sweeps are over tiles that Gauss-Newton solves"),
+        (["--start.iterations", "3"], "'start.iterations': no level has hidden layers that do not grow"),
         (["--target.psnr", "40"], "give target.rmse in nm"),
         (["--training.steps"], "needs a value"),
         (["steps", "3"], "is not an option"),
@@ -100,9 +101,11 @@ def test_layers_within_their_bounds_are_taken(degree):
 
 
 @pytest.mark.parametrize("words", [["--start.sweeps", "2"], ["--training.sweep_every", "5"]])
-def test_sweeps_are_for_fields_with_a_level_that_grows(words):
+def test_sweeps_are_for_fields_whose_tiles_gauss_newton_solves(words):
     load_recipe(WAFER.with_name("image_cpikan.yaml"), words)
-    with pytest.raises(UserError, match="sweeps are over grown tiles"):
+    level = ["--field.levels=[{tile: 16, network: {kind: siren}}]", "--start.iterations", "1"]
+    assert load_recipe(WAFER.with_name("image.yaml"), [*level, *words]).swept_levels == [0]
+    with pytest.raises(UserError, match="sweeps are over tiles that Gauss-Newton solves"):
         load_recipe(WAFER.with_name("image.yaml"), words)
 
 

@@ -36,7 +36,10 @@ class StartOptions(Section):
         "least squares of the last one",
     )
     sweeps: int = Field(
-        0, ge=0, description="coloured sweeps over grown tiles after the start, so that neighbours see each other"
+        0,
+        ge=0,
+        description="coloured sweeps over the tiles that Gauss-Newton solved (grown, or by `iterations`) after the "
+        "start, so that neighbours see each other",
     )
     ridge: float = Field(1e-6, gt=0, description="relative Tikhonov term of the normal equations")
 
@@ -83,7 +86,7 @@ class TrainingOptions(Section):
         description="mixed precision (null: as the accelerate file says); interferometry and derivatives stay fp32",
     )
     sweep_every: int | None = Field(
-        None, ge=1, description="updates between sweeps of local solves over grown tiles (null: off)"
+        None, ge=1, description="updates between sweeps of local solves over such tiles as `start.sweeps` (null: off)"
     )
     settle_rmse: float | None = Field(
         None,

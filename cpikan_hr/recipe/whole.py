@@ -28,13 +28,16 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Recipe":
-        if not any(level.grow for level in self.field.levels):
+        if not self.swept_levels:
             for key, given in (
                 ("start.sweeps", self.start.sweeps),
                 ("training.sweep_every", self.training.sweep_every),
             ):
                 if given:
-                    raise ValueError(f"'{key}': sweeps are over grown tiles, and no level has `grow: true`")
+                    raise ValueError(
+                        f"'{key}': sweeps are over tiles that Gauss-Newton solves, and no level has `grow: true`, nor "
+                        "are there `start.iterations` for its hidden layers"
+                    )
         if self.problem.kind == "interferometry" and self.target.psnr is not None:
             raise ValueError("'target.psnr': heights have no full range: give target.rmse in nm")
         self._fits_equation() if self.problem.kind == "pde" else self._fits_pixels()
@@ -43,6 +46,8 @@ class Recipe(Section):
     def _fits_pixels(self) -> None:
         if self.solve.method != "none":
             raise ValueError("'solve': minimises an equation's residuals; pixels have `start` and `training`")
+        if self.start.iterations and all(self.field.levels[k].grow for k in self.swept_levels):
+            raise ValueError("'start.iterations': no level has hidden layers that do not grow; leave it out")
         for k, level in enumerate(self.field.levels):
             if level.grid is not None and len(level.grid) != 2:
                 raise ValueError(f"'field.levels.{k}.grid': two numbers, [rows, columns]")
@@ -66,6 +71,14 @@ class Recipe(Section):
         for key, given, default in (("start", self.start, StartOptions()), ("batch", self.batch, BatchOptions())):
             if given != default:
                 raise ValueError(f"'{key}': is for fields of pixels; an equation has `problem.points`; leave it out")
+
+    @property
+    def swept_levels(self) -> list[int]:
+        """Numbers of the levels whose hidden layers local solves iterate."""
+        return [
+            k for k, level in enumerate(self.field.levels)
+            if level.grow or self.start.iterations and getattr(level.network, "hidden", None)
+        ]  # fmt: skip
 
     @property
     def full_precision(self) -> bool:

@@ -105,7 +105,7 @@ def fit_row(
     device = level.mean.device
     (stride_y, stride_x), read = strides_of((axis_y, axis_x))
     rows = pixels_of(axis_y, np.array([row]), shape[0], stride_y, read)
-    for columns_part in _column_parts(axis_x, rows, stride_x):
+    for columns_part in column_parts(axis_x, rows, stride_x, np.arange(axis_x.count)):
         columns = pixels_of(axis_x, columns_part, shape[1], stride_x, read)
         values, weight, _ = target(rows.low, rows.high, columns.low, columns.high, read)
         residual = torch.from_numpy(values).to(device)
@@ -123,14 +123,14 @@ def fit_row(
         yield tiles.cpu()
 
 
-def _column_parts(axis: TileAxis, rows: Pixels, stride: int) -> Iterator[np.ndarray]:
-    """Consecutive tiles of a row: one at a time on a lattice of its own, else as many as make a block."""
+def column_parts(axis: TileAxis, rows: Pixels, stride: int, columns: np.ndarray) -> Iterator[np.ndarray]:
+    """Some tiles of a row in parts: one at a time on a lattice of its own, else as many as make a block."""
     if stride > 1:
         count = 1
     else:
         count = max(1, int(BLOCK / (rows.index.shape[1] * 2 * axis.half)))
-    for start in range(0, axis.count, count):
-        yield np.arange(start, min(start + count, axis.count))
+    for start in range(0, len(columns), count):
+        yield columns[start : start + count]
 
 
 def fit_tiles(

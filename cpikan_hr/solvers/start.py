@@ -18,6 +18,7 @@ from cpikan_hr.processes import ALONE, Processes
 from cpikan_hr.recipe import LevelOptions, Recipe, StartOptions
 from cpikan_hr.solvers.blocks import Block, ReadTarget, blocks_of, shares_of
 from cpikan_hr.solvers.budget import FULL, SLACK, GrownSample, Sample, wanted_of
+from cpikan_hr.solvers.grid_sweeps import sweep_grid
 from cpikan_hr.solvers.growth import grow, set_networks
 from cpikan_hr.solvers.last_layer import fit_last_layers
 from cpikan_hr.solvers.spectral import fit_spectral, set_terms
@@ -94,15 +95,20 @@ def sweep_field(
     contributions: list[dict] | None = None,
     report: Callable[[float], None] | None = None,
 ) -> bool:
-    """One sweep over every growing level; undone where it does not lower the error or ends early. True where it did."""
-    groups = [k for k, choice in enumerate(recipe.field.levels) if choice.grow]
+    """One sweep over every level whose hidden layers are solved for; undone where it does not lower the error or ends
+    early. True where it did.
+    """
+    groups = recipe.swept_levels
     before = mean_squared_error(field, len(field.groups), target, shape, processes)
     swept = [value for group in groups for k in field.groups[group] for value in field.levels[k].parameters()]
     kept = [value.detach().clone() for value in swept]
     after = math.inf
     try:
         for group in groups:
-            sweep(field, group, recipe.field.levels[group], target, shape, processes, report)
+            if recipe.field.levels[group].grow:
+                sweep(field, group, recipe.field.levels[group], target, shape, processes, report)
+            else:
+                sweep_grid(field, group, target, shape, processes, report)
         after = mean_squared_error(field, len(field.groups), target, shape, processes)
     finally:
         if not after < before:

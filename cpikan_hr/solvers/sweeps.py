@@ -22,6 +22,7 @@ from cpikan_hr.solvers.units import Unit, Units, features
 
 COLOURS = ((0, 0), (0, 1), (1, 0), (1, 1))
 ITERATIONS = 4  # of each tile's solve in a sweep: the neighbours move as well
+DAMPING = 1e-2  # its first
 
 
 @torch.no_grad()
@@ -109,7 +110,7 @@ def _solve(
     phi = unit.inputs(size.pixels, size.pixels).to(residual)
     a, _ = features(unit, phi, w, weight)
     data = residual + torch.bmm(last * scale[:, None], a)
-    w, last, _ = levenberg_marquardt(Units(unit, phi, prior), data, w, ITERATIONS, weight, damping=1e-2)
+    w, last, _ = levenberg_marquardt(Units(unit, phi, prior), data, w, ITERATIONS, weight, damping=DAMPING)
     return slots.cpu(), w.cpu(), last.cpu()
 
 

@@ -7,6 +7,7 @@ from cases import GROWN, GROWN_SIREN, field_of, mean_square, natural, on_ranks, 
 
 from cpikan_hr.processes import ALONE
 from cpikan_hr.solvers import growth
+from cpikan_hr.solvers.grid_sweeps import sweep_grid
 from cpikan_hr.solvers.start import fit_field, sweep_field
 from cpikan_hr.solvers.sweeps import sweep
 
@@ -22,6 +23,22 @@ def grown(levels: list[dict], picture: np.ndarray, psnr: float = 28):
 
 def level(tile, network=GROWN, overlap: float = 0.5) -> dict:
     return {"tile": tile, "overlap": overlap, "grow": True, "network": network}
+
+
+EQUAL = {
+    "deep": {"tile": 12, "overlap": 0.5, "network": {"kind": "cpikan", "hidden": [4, 3], "degree": 3}},
+    "siren": {"grid": [3, 5], "overlap": 0.4, "network": {"kind": "siren", "hidden": [6], "first_omega": 3.0}},
+    "large": {"grid": [1, 2], "overlap": 0.25, "network": {"kind": "fourier_mlp", "hidden": [8], "bands": 1}},
+}
+
+
+def equal(name: str, picture: np.ndarray, **start):
+    """A field of equal tiles after a start of some iterations, not yet swept."""
+    torch.manual_seed(0)
+    recipe = recipe_of([EQUAL[name]], start={"iterations": 3} | start)
+    field = field_of([EQUAL[name]], picture)
+    fit_field(field, reader(picture), picture.shape[:2], recipe, 255.0, ALONE)
+    return field, recipe
 
 
 def error_of(field, picture: np.ndarray) -> float:
@@ -42,6 +59,70 @@ def test_the_error_is_never_larger_after_a_sweep(tile, overlap, network):
         assert errors[-1] < errors[-2] if better else kept
     if overlap:
         assert errors[1] < 0.99 * errors[0]
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_equal_tiles_are_never_worse_after_a_sweep(name):
+    picture = natural("coffee", 100, 200)[: SHAPE[0], : SHAPE[1]]
+    field, recipe = equal(name, picture)
+    errors = [error_of(field, picture)]
+    for _ in range(2):
+        assert sweep_field(field, reader(picture), SHAPE, recipe, ALONE)
+        errors.append(error_of(field, picture))
+    assert errors[2] < errors[1] < 0.98 * errors[0]
+
+
+def test_equal_tiles_are_swept_with_their_neighbours_held_and_by_their_windows():
+    """One tile alone, by brute force: no other weights than its own bring the picture nearer."""
+    picture = natural("camera", side=32)
+    field, recipe = equal("deep", picture)
+    for _ in range(6):
+        sweep_field(field, reader(picture), (32, 32), recipe, ALONE)
+    network, least = field.levels[0].network, error_of(field, picture)
+    assert least < 0.8 * error_of(equal("deep", picture)[0], picture)
+    last = network.layers[-1].coefficients
+    for tile in range(field.levels[0].network.tiles):  # along each last layer the error rises to both sides
+        for scale in (0.98, 1.02):
+            with torch.no_grad():
+                last[tile] *= scale
+            assert error_of(field, picture) > least * (1 - 1e-4)
+            with torch.no_grad():
+                last[tile] /= scale
+
+
+def test_unknown_pixels_take_no_part_in_equal_tiles():
+    picture = natural("camera", side=32)
+    weight = np.ones((32, 32), np.float32)
+    weight[10:14, 4:28], weight[20:, 20:] = 0, 0
+    results = []
+    for value in (0.0, 1e5):
+        spoilt = np.where(weight[..., None] > 0, picture, np.float32(value))
+        field, recipe = field_of([EQUAL["deep"]], picture), recipe_of([EQUAL["deep"]], start={"iterations": 2})
+        torch.manual_seed(0)
+        for level in field.levels:
+            level.network.layers[0].coefficients.data.normal_().mul_(0.3)
+            level.network.layers[1].coefficients.data.normal_().mul_(0.3)
+        fit_field(field, reader(spoilt, weight), (32, 32), recipe, 255.0, ALONE)
+        sweep_field(field, reader(spoilt, weight), (32, 32), recipe, ALONE)
+        results.append(rendered(field, (32, 32)))
+    assert np.abs(results[0] - results[1]).max() < 1e-2
+
+
+@pytest.mark.parametrize("name", ["deep", "siren"])
+def test_the_processes_shares_of_equal_tiles_give_what_one_gives(name):
+    picture = natural("coffee", 100, 200)[: SHAPE[0], : SHAPE[1]]
+    field, recipe = equal(name, picture)
+    state = {key: value.clone() for key, value in field.state_dict().items()}
+
+    def swept(processes) -> dict:
+        mine = type(field).from_layout(recipe.field, SHAPE, 3, state)
+        sweep_grid(mine, 0, reader(picture), SHAPE, processes)
+        return mine.state_dict()
+
+    one = swept(ALONE)
+    assert any(not torch.equal(one[key], state[key]) for key in one)
+    for other in on_ranks(swept, 3):
+        assert all(torch.allclose(other[key], one[key], rtol=1e-6, atol=1e-7) for key in one)
 
 
 def test_sweeps_of_the_start_are_told_in_the_contributions():

@@ -101,14 +101,18 @@ def test_levels_settle_once_they_have_joined(tmp_path):
     assert set(counts[:4]) == {25} and counts[-1] < 25
 
 
-def test_sweeps_move_the_tiles_that_train(tmp_path):
+@pytest.mark.parametrize(
+    ("level", "start", "rmse"), [(GROWN, [], 9.0), (TILES, ["--start.iterations", "1"], 0.8)], ids=["grown", "equal"]
+)
+def test_sweeps_move_the_tiles_that_train(level, start, rmse, tmp_path):
     words = write(
-        tmp_path, [GROWN], 28, steps=8, lr=1e-6, sweep_every=4, settle_every=4, settle_rmse=9.0, checkpoint_steps=4
-    )
-    assert train([*words, str(tmp_path / "run")]) == 0
+        tmp_path, [level], 28, steps=6, lr=1e-6, sweep_every=4, settle_every=9, settle_rmse=rmse, checkpoint_steps=2,
+        keep=9,
+    )  # fmt: skip
+    assert train([*words, str(tmp_path / "run"), *start]) == 0
     counts = tiles(tmp_path / "run")
     assert counts[-1] < sum(row["tiles"] for row in lines(tmp_path / "run") if "loss" not in row)
-    folders = [tmp_path / "run" / "checkpoints" / f"step_{step:08d}" for step in (4, 8)]
+    folders = [tmp_path / "run" / "checkpoints" / f"step_{step:08d}" for step in (2, 4)]
     early, late = (load_file(folder / "model.safetensors") for folder in folders)
     assert any(name.startswith("settled.") for name in early)
     moved = {name for name in early.keys() & late.keys() if early[name].shape == late[name].shape}
