@@ -18,7 +18,7 @@ def hands_out(accelerator: Accelerator) -> bool:
         return True
     zero = accelerator.deepspeed_plugin.deepspeed_config["zero_optimization"]
     offload = zero.get("offload_optimizer", {})
-    return zero.get("stage", 0) > 0 and offload.get("device") != "nvme" and offload.get("ratio", 1.0) == 1.0
+    return zero.get("stage", 0) > 0 and offload.get("ratio", 1.0) == 1.0
 
 
 def check_backend(recipe: Recipe, accelerator: Accelerator) -> None:
@@ -29,8 +29,8 @@ def check_backend(recipe: Recipe, accelerator: Accelerator) -> None:
     for key in ("sweep_every", "settle_rmse"):
         if getattr(recipe.training, key) and not hands_out(accelerator):
             raise UserError(
-                f"training.{key}: an optimizer on NVMe or offloaded in part, and ZeRO stage 0 do not hand out what "
-                "they hold; launch with another file, as zero3 or ddp, or leave it out"
+                f"training.{key}: an optimizer offloaded in part and ZeRO stage 0 do not hand out what they hold; "
+                "launch with another file, as zero3 or ddp, or leave it out"
             )
     if recipe.solve.method != "none":
         raise UserError(f"solve.method {recipe.solve.method} {needs} or train with adam")

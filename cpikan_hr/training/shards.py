@@ -2,12 +2,14 @@
 
 ZeRO steps flat fp32 vectors, of which each rank holds a part. `Shards` knows where the parts of every parameter lie
 (stages 1 and 2: a range of its group's vector; stage 3: a range of a sub-group's), so that what is asked for by the
-parameter's name is gathered from all ranks, and what is put goes to those that hold it.
+parameter's name is gathered from all ranks, and what is put goes to those that hold it. Sub-groups on NVMe are read for
+that, and written back.
 
 Invariant: after `put` and `put_states` the next update is that of one process with these weights and this state.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -26,19 +28,23 @@ def forget(engine: DeepSpeedEngine) -> None:
 
 @dataclass(frozen=True)
 class Part:
-    """This rank's part of a parameter: `count` numbers from `first` on are those of `flat` from `begin` on."""
+    """This rank's part of a parameter: `count` numbers from `first` on are those of `flat` from `begin` on.
+
+    `group`: of stage 3, the number of the sub-group that `flat` is the vector of.
+    """
 
     flat: Tensor
     begin: int
     first: int
     count: int
+    group: int = -1
 
     def of(self, vector: Tensor) -> Tensor:
         return vector.narrow(0, self.begin, self.count)
 
 
 class Shards:
-    """What an engine of ZeRO 1, 2 or 3 trains, its optimizer's state not on NVMe. All methods are collective."""
+    """What an engine of ZeRO 1, 2 or 3 trains. All methods are collective."""
 
     def __init__(self, engine: DeepSpeedEngine):
         self._zero = engine.optimizer
@@ -60,7 +66,20 @@ class Shards:
         group, begin, size = self._zero.grad_position[self._zero.get_param_id(parameter)]
         first = size * self._zero._get_param_partition_rank(parameter)
         count = min(size, parameter.ds_numel - first)  # the last ranks' parts are padded
-        return Part(self._zero.fp32_partitioned_groups_flat[group], begin, first, count) if count > 0 else None
+        flat = self._zero.fp32_partitioned_groups_flat[group]
+        return Part(flat, begin, first, count, group) if count > 0 else None
+
+    @contextmanager
+    def _in_memory(self, part: Part, changed: bool = False) -> Iterator[None]:
+        """Reads a sub-group that lies on NVMe, and writes it back where it is changed."""
+        swapped = self._partitioned and self._zero._swappable_optimizer_subgroup(part.group)
+        if swapped:
+            self._zero._optimizer_states_and_gradient_swap_in(part.group)
+        yield
+        if swapped and changed:
+            self._zero._optimizer_states_and_gradient_swap_out(part.group)
+        elif swapped:
+            self._zero._release_swap_buffers(part.group)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """All parameters one after the other, those that are frozen included."""
@@ -96,8 +115,9 @@ class Shards:
         shape = parameter.ds_shape if self._partitioned else parameter.shape
         whole = torch.zeros(shape.numel(), device=self._device)
         if part is not None:
-            vector = part.flat if key is None else self._state[part.flat][key]
-            whole.narrow(0, part.first, part.count).copy_(part.of(vector.detach()))
+            with self._in_memory(part):
+                vector = part.flat if key is None else self._state[part.flat][key]
+                whole.narrow(0, part.first, part.count).copy_(part.of(vector.detach()))
         torch.distributed.all_reduce(whole)
         return whole.view(shape)
 
@@ -112,9 +132,10 @@ class Shards:
             self._state[part.flat][key] = value
             return
         here = value.flatten().narrow(0, part.first, part.count)
-        if key is not None:
-            part.of(self._state[part.flat].setdefault(key, torch.zeros_like(part.flat))).copy_(here)
-            return
-        part.of(part.flat).copy_(here)
+        with self._in_memory(part, changed=True):
+            if key is not None:
+                part.of(self._state[part.flat].setdefault(key, torch.zeros_like(part.flat))).copy_(here)
+                return
+            part.of(part.flat).copy_(here)
         if self._partitioned:
             parameter.ds_tensor.narrow(0, 0, part.count).copy_(here)

@@ -58,6 +58,9 @@ def _save_partitions(updater: Updater, folder: Path) -> None:
 
     parameters = {}
     for name, parameter in updater.model.module.named_parameters():
+        if not parameter.requires_grad:  # of tiles that have settled: it has no fp32 copy, nor moments
+            parameters[name] = {"fp32": parameter.ds_tensor.clone()}
+            continue
         # Views of swap buffers that the next call overwrites: copied at once.
         values = {"fp32": safe_get_local_fp32_param(parameter).clone()}
         for key in _MOMENTS:
@@ -79,9 +82,10 @@ def _load_partitions(updater: Updater, folder: Path) -> None:
     _create_moments(updater)
     for name, parameter in updater.model.module.named_parameters():
         values = saved["parameters"][name]
-        safe_set_local_fp32_param(parameter, values["fp32"])
-        for key in _MOMENTS:
-            safe_set_local_optimizer_state(parameter, values[key], key)
+        if parameter.requires_grad:
+            safe_set_local_fp32_param(parameter, values["fp32"])
+            for key in _MOMENTS:
+                safe_set_local_optimizer_state(parameter, values[key], key)
         parameter.ds_tensor.data.copy_(values["fp32"].view_as(parameter.ds_tensor))  # what forward gathers
     for state, count in zip(_adam_states(updater), saved["adam_steps"], strict=True):
         state["step"] = count

@@ -78,6 +78,15 @@ def swept(folder: Path) -> dict:
     return coloured(folder, [GROWN], 28, steps=20, lr=1e-6, sweep_every=10)
 
 
+def swept_wide(folder: Path) -> dict:
+    """With groups of weights beyond the megabyte from which DeepSpeed swaps at all."""
+    wide = {"grid": [1, 1], "network": {"kind": "siren", "hidden": [800, 800], "first_omega": 0.1, "hidden_omega": 0.1}}
+    levels = [wide, GROWN]
+    return coloured(
+        folder, levels, 28, steps=6, lr=1e-9, sweep_every=3, settle_every=4, settle_rmse=8.0, checkpoint_steps=4
+    )
+
+
 def settled(folder: Path) -> dict:
     """A level that does not train at all leaves before the first update, and with it its group of the optimizer."""
     return coloured(folder, [GLOBAL | {"lr_scale": 0.0}, TILES], 30, steps=14, checkpoint_steps=10, **SETTLE)

@@ -84,6 +84,10 @@ def launches(config: str, folder: Path) -> list[list[dict]]:
     if config in ("alone", "ddp_cpu", "fsdp2", "zero2", "zero3", "zero3_offload"):
         second.append(train(folder, "swept", pictures.swept(folder / "coloured")))
         second.append(train(folder, "settled", pictures.settled(folder / "coloured")))
+    if config in ("alone", "zero3_nvme"):
+        wide, begun = pictures.swept_wide(folder / "coloured"), folder / "swept_wide" / "checkpoints" / "step_00000004"
+        second.append(train(folder, "swept_wide", wide))
+        second += [] if alone else [train(folder, "swept_wide", wide, "--resume", str(begun))]
     if config in ("alone", "ddp_cpu", "zero2"):
         second.append(train(folder, "settled_averaged", pictures.settled(folder / "coloured"), "--training.ema", "0.5"))
     if config in ("alone", "zero2", "zero3"):

@@ -22,6 +22,16 @@ def test_sweeps_between_steps_lower_the_loss_alike(config, launched):
     assert abs(one[9] / one[0] - 1) < 1e-3  # the steps themselves do next to nothing
 
 
+def test_weights_on_nvme_are_swept_and_settle_alike(launched):
+    """The run was resumed from its fourth update, after which tiles settled."""
+    alone, two = launched("alone").run("swept_wide"), launched("zero3_nvme").run("swept_wide", 0, 0)
+    assert list(two.glob("nvme/zero_stage_3/optimizer/rank*/exp_avg*.swp"))  # there was something to swap
+    one = losses(alone)
+    assert len(one) == 6 and losses(two) == pytest.approx(one, rel=1e-5)
+    assert one[3] < 0.99 * one[2]
+    assert tiles(two) == tiles(alone) and tiles(alone)[-1] < tiles(alone)[0]
+
+
 @pytest.mark.parametrize(
     ("config", "name"), [*((c, "settled") for c in SHARING), *((c, "settled_averaged") for c in SHARING[:2])]
 )
