@@ -7,7 +7,7 @@ from cases import GROWN, GROWN_SIREN, SPARSE, field_of, natural, reader, recipe_
 from pretended import DEVICE, DeviceMix, Pretended, pretending
 
 from cpikan_hr.processes import ALONE
-from cpikan_hr.solvers import budget, growth, spectral, start
+from cpikan_hr.solvers import budget, grid_sweeps, growth, last_layer, spectral, start
 
 LEVELS = {
     "sparse": [{"tile": [16, 8], "overlap": 0.25, "network": SPARSE}],
@@ -19,6 +19,7 @@ LEVELS = {
     "grown_cpikan": [{"tile": [16, 8], "overlap": 0.5, "grow": True, "network": GROWN}],
     "grown_siren": [{"tile": [16, 8], "overlap": 0.5, "grow": True, "network": GROWN_SIREN}],
 }
+LEVELS["equal"] = [{"tile": 12, "overlap": 0.5, "network": {"kind": "cpikan", "hidden": [4, 3], "degree": 3}}]
 CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))
 
 
@@ -36,8 +37,10 @@ def solve(levels: list[dict], noisy: bool, device) -> tuple[list[dict], torch.Te
     picture = natural("coffee", 100, 200)[:48, :64]
     weight, noise = np.ones(picture.shape[:2], np.float32), np.full(picture.shape[:2], 2, np.float32)
     weight[5:9, 5:20] = 0
-    grows = "grow" in levels[0]
-    recipe = recipe_of(levels, target={} if noisy else {"psnr": 32}, start={"sweeps": int(grows)})
+    torch.manual_seed(0)
+    grows, equal = "grow" in levels[0], levels is LEVELS["equal"]
+    iterated = {"sweeps": int(grows or equal), "iterations": 2 * equal}
+    recipe = recipe_of(levels, target={} if noisy else {"psnr": 32}, start=iterated)
     read = reader(picture, weight, noise) if noisy else reader(picture)
     field = field_of(levels, picture).to(device)
     rows = start.fit_field(field, read, picture.shape[:2], recipe, 255.0, ALONE)
@@ -58,7 +61,8 @@ def test_a_device_solves_what_the_cpu_solves(device, name, noisy, monkeypatch):
     if device == "cuda":
         found, there = solve(LEVELS[name], noisy, device)
     else:
-        for module in (budget, growth, spectral, start):  # threads would not know that they pretend
+        # threads would not know that they pretend
+        for module in (budget, grid_sweeps, growth, last_layer, spectral, start):
             monkeypatch.setattr(module, "in_threads", lambda function, items, _: (function(item) for item in items))
         with pretending():
             found, there = solve(LEVELS[name], noisy, device)
