@@ -95,6 +95,14 @@ def model(network: dict, **options) -> Row:
     return row("diffusion", [level(network, **options)], 1e-4, 60, marquardt(150), points=points(1000))
 
 
+def front(network: dict, iterations: int) -> Row:
+    """A network of about 1,300 parameters on Allen-Cahn's fronts with D = 0.001 and Dirichlet ends, about 100 CPU-s."""
+    return row(
+        "allen_cahn", [level(network)], 1e-3, 150, marquardt(iterations), points=points(2000),
+        parameters={"boundary": "dirichlet", "diffusivity": 1e-3},
+    )  # fmt: skip
+
+
 def solver(method: str, iterations: int) -> Row:
     """A second-order method on the forward reaction-diffusion problem, the same network and points."""
     return row(
@@ -161,6 +169,8 @@ ROWS = {
     "model_tanh_mlp_unscaled": model({**MLP, "bands": 0}, scaled=False),
     "model_fourier": model({**MLP, "hidden": [14, 14], "bands": 3}),
     "model_siren": model({"kind": "siren", "hidden": [20, 20], "first_omega": 10.0, "hidden_omega": 5.0}),
+    "front_deep": front(cpikan([8, 8, 8, 8]), 230),
+    "front_wide": front(cpikan([13, 13]), 240),
     "heat_with_source": row(
         str(HEAT), [level(cpikan([8, 8]))], 1e-5, 60, marquardt(100), points=points(500), peer="diffusion"
     ),

@@ -174,11 +174,11 @@ def test_a_start_never_takes_more_parameters_than_allowed(levels, limit):
 
 @pytest.mark.parametrize("levels", [[QUADTREE], [GROWING]], ids=["sparse", "grown"])
 def test_a_wrong_sample_does_not_lead_beyond_the_parameters_allowed(levels, monkeypatch):
-    pixels = natural("astronaut", 0, 160, 96)
+    pixels = natural("astronaut", 0, 160, 64)
     monkeypatch.setattr(budget.Sample, "price_for", lambda *args: 1.0)  # far too low, whatever is asked
     monkeypatch.setattr(budget.GrownSample, "_price", lambda self: 1.0 + self.fitted_at)
     field = field_of(levels, pixels)
-    fit_field(field, reader(pixels), (96, 96), recipe_of(levels, target={"params_per_px": 0.05}), 255.0)
+    fit_field(field, reader(pixels), (64, 64), recipe_of(levels, target={"params_per_px": 0.05}), 255.0)
     assert 0 < field.count_parameters() / pixels.size <= 0.05
 
 
