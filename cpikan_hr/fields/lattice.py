@@ -270,10 +270,12 @@ def _add(out: Tensor, values: Tensor, y: Tensor, x: Tensor) -> None:
             place += values[:, : place.shape[1], :, k, : place.shape[3]]
         return
     jet, line, channel, column = (torch.arange(n, device=out.device) for n in (rows, high, channels, wide))
-    y = (y.to(out.device) + line[:, None]).clamp(max=out.shape[1] - 1)[:, None, :, None]
-    x = (x.to(out.device)[:, None] + column).clamp(max=out.shape[3] - 1)
     along = out.stride()
-    places = jet[:, None, None, None, None] * along[0] + y * along[1] + channel[:, None, None] * along[2] + x
+    inside = jet[:, None, None, None] * along[0] + line[:, None, None] * along[1] + channel[:, None] * along[2] + column
+    first = y * along[1] + x  # [t], on the CPU
+    places = inside.unsqueeze(3) + first.to(out.device)[:, None]
+    if int(first.max()) + int(inside[-1, -1, -1, -1]) >= out.numel():
+        places.clamp_(max=out.numel() - 1)
     out.view(-1).scatter_add_(0, places.flatten(), values.flatten())
 
 
@@ -300,14 +302,14 @@ def _separable(level, by: Tensor, bx: Tensor, slots: Tensor, order: str) -> Tens
     out = []
     along_x: dict[int, Tensor] = {}
     for terms in row_orders(order, 2):
-        total = 0
+        total = None
         for dy, dx in terms:
             if dx not in along_x:
                 if len(bx) == 1:
                     along_x[dx] = (coefficients.flatten(0, 2) @ bx[0, dx].T).view(shape[0], -1)
                 else:
                     along_x[dx] = torch.einsum("mctn,tpn->mctp", coefficients, bx[:, dx]).flatten(1)
-            total = total + by[dy] @ along_x[dx]
+            total = by[dy] @ along_x[dx] if total is None else total.addmm_(by[dy], along_x[dx])
         out.append(total.view(by.shape[1], *shape[1:], -1))
     return torch.stack(out) if len(out) > 1 else out[0][None]
 
