@@ -19,6 +19,7 @@ _CLASSES = {
     "rmsprop": torch.optim.RMSprop,
     "sgd": torch.optim.SGD,
 }
+_FUSED = ("adam", "adamw", "sgd")  # one pass over the weights, without temporaries as large as they are
 
 
 def build_optimizer(field: Field, options: TrainingOptions, levels: FieldOptions) -> Optimizer:
@@ -35,6 +36,8 @@ def build_optimizer(field: Field, options: TrainingOptions, levels: FieldOptions
 
         return TileSOAP(groups, options.lr, options.betas, options.weight_decay)
     extra = {} if options.optimizer in ("rmsprop", "sgd") else {"betas": options.betas}
+    if options.optimizer in _FUSED:
+        extra["fused"] = True
     return _CLASSES[options.optimizer](groups, lr=options.lr, weight_decay=options.weight_decay, **extra)
 
 

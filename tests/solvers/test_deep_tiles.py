@@ -1,5 +1,7 @@
 """Tiles of any depth: their model against that of one hidden layer and against autograd, and in a start."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -127,10 +129,10 @@ def test_a_start_with_iterations_comes_nearer_to_the_picture(kind):
 
 def test_rows_shared_by_processes_are_those_of_one():
     picture, level = natural("coffee", side=32), {"tile": 8, "overlap": 0.5, "network": DEEP["cpikan"]}
+    begun = field_of([level], picture)
 
     def fitted(processes):
-        torch.manual_seed(0)
-        field = field_of([level], picture)
+        field = copy.deepcopy(begun)
         fit_last_layers(field, 0, reader(picture), picture.shape[:2], 1e-6, processes, iterations=2)
         return field.state_dict()
 
