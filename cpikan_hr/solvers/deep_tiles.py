@@ -31,8 +31,10 @@ class DeepTiles:
     def linearise(self, tiles: Tensor, data: Tensor, w: Tensor, weight: Tensor | None) -> Model:
         network, jet = self.network.pick(tiles), seed(self.points[tiles], "value")
         write(network, None, w)
-        one = 1 if weight is None else weight[:, None]
-        found = eliminate(network.features(jet.value).transpose(1, 2) * one, data)
+        features = network.features(jet.value).transpose(1, 2)
+        if weight is not None:
+            features = features * weight[:, None]
+        found = eliminate(features, data)
         network.set_last(None, found.last.transpose(1, 2))
         here = Linearised(network, jet, last=False)
         with torch.enable_grad():
@@ -40,7 +42,7 @@ class DeepTiles:
         rows = [here.rows(channel, again=True) for channel in sums]
         jacobian = torch.stack(rows, dim=1)
         if weight is not None:
-            jacobian *= one[:, None]
+            jacobian *= weight[:, None, None]
         matrix = sum(torch.bmm(part, part.transpose(1, 2)) for part in jacobian.unbind(1)).double()
         gradient = found.reduce(matrix, jacobian)
         return Model(w, found.loss, found.last, matrix, gradient)

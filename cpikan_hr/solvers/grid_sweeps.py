@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from cpikan_hr.fields import Field
+from cpikan_hr.fields.tiles import TileAxis
 from cpikan_hr.jets import seed
 from cpikan_hr.parallel import in_threads
 from cpikan_hr.processes import Processes
 from cpikan_hr.solvers.blocks import ReadTarget
 from cpikan_hr.solvers.deep_tiles import DeepTiles, write
 from cpikan_hr.solvers.gauss_newton import levenberg_marquardt
-from cpikan_hr.solvers.last_layer import column_parts, pixels_of, strides_of
+from cpikan_hr.solvers.last_layer import lattice_points, read_row
 from cpikan_hr.solvers.sweeps import COLOURS, DAMPING, ITERATIONS
 
 Solved = tuple[Tensor, Tensor, Tensor]  # slots, hidden weights and last layers of some tiles, on the CPU
@@ -52,41 +53,29 @@ def _solve_row(
     field: Field, number: int, row: int, odd: int, target: ReadTarget, shape: tuple[int, int]
 ) -> Iterator[Solved]:
     """Every second tile of a row, from column `odd` on, fitted to what all others leave of its window."""
-    level, device = field.levels[number], field.device
+    level = field.levels[number]
     axis_y, axis_x = level.tile_grid.axes
-    (stride_y, stride_x), read = strides_of((axis_y, axis_x))
-    rows = pixels_of(axis_y, np.array([row]), shape[0], stride_y, read)
-    window_y = _windows(axis_y, np.array([row]), rows.local, shape[0])
-    for numbers in column_parts(axis_x, rows, stride_x, np.arange(odd, axis_x.count, 2)):
-        columns = pixels_of(axis_x, numbers, shape[1], stride_x, read)
-        tiles = torch.from_numpy(row * axis_x.count + numbers).to(device)
-        slots = level.slots_of(tiles)
-        values, known, _ = target(rows.low, rows.high, columns.low, columns.high, read)
-        present = field.pixels(rows.low, rows.high, columns.low, columns.high, None, read).movedim(0, -1)
-        residual = (torch.from_numpy(values).to(device) - present) @ field.mix.T
-        pick = (rows.index[0][:, None], columns.index[:, None, :])
-        inside = rows.inside[0][:, None] & columns.inside[:, None, :]
-        known = torch.from_numpy(known[pick] * inside).to(device).float().flatten(1)
-        window = window_y[0, :, None] * _windows(axis_x, numbers, columns.local, shape[1])[:, None, :]
-        window = window.to(device).float().flatten(1)
+    columns = np.arange(odd, axis_x.count, 2)
+    for patch in read_row(field, len(field.groups), level, row, columns, target, shape):
+        slots, known = level.slots_of(patch.tiles), patch.weight.float().flatten(1)
+        place_y, place_x = level.tile_grid.unravel(patch.tiles)
+        window_y = _windows(axis_y, place_y, patch.y, shape[0])
+        window = (window_y[:, :, None] * _windows(axis_x, place_x, patch.x, shape[1])[:, None]).float().flatten(1)
         some = torch.nonzero((slots >= 0) & (known * window > 0).any(1))[:, 0]
         if not len(some):
             continue
         slots, root, window = slots[some], known[some].sqrt(), window[some]
-        height, width = rows.local.shape[1], columns.local.shape[1]
-        local_y, local_x = rows.local[0, :, None].expand(-1, width), columns.local[:, None].expand(-1, height, -1)
-        points = torch.stack([local_y.expand_as(local_x), local_x], dim=-1).flatten(1, 2).to(device).float()[some]
+        points = lattice_points(patch.y, patch.x).float()[some]
         fit = DeepTiles(level.network.pick(slots).float(), points)
         before = fit.network(seed(points, "value")).value  # in the networks' own unit, as what is left becomes
-        left = residual[pick].float().flatten(1, 2)[some] / level.scale_of(slots)[:, None]
+        left = patch.left.float().flatten(1, 2)[some] / level.scale_of(slots)[:, None]
         left = torch.where(root[..., None] > 0, left, 0.0)  # unknown pixels may hold anything
         data = ((left + window[..., None] * before) * root[..., None]).transpose(1, 2)
         w, last, _ = levenberg_marquardt(fit, data, fit.read(), ITERATIONS, window * root, damping=DAMPING)
         yield slots.cpu(), w.cpu(), last.cpu()
 
 
-def _windows(axis, tiles: np.ndarray, local: Tensor, size: int) -> Tensor:
-    """Windows [t, P] of tiles at local coordinates [t, P]; zero beyond the frame, where pixels are mirrored."""
-    index = torch.from_numpy(tiles)[:, None]
-    x = axis.centre(index) + axis.half * local
-    return axis.windows(x, index)[0] * ((x > 0) & (x < size))
+def _windows(axis: TileAxis, index: Tensor, local: Tensor, size: int) -> Tensor:
+    """Windows [t, P] of tiles of an axis at local coordinates [t, P]; zero beyond the frame, where pixels are mirrored."""
+    x = axis.centre(index)[:, None] + axis.half * local
+    return axis.windows(x, index[:, None])[0] * ((x > 0) & (x < size))

@@ -101,26 +101,54 @@ def fit_row(
 ) -> Iterator[Tensor]:
     """Fits one row of tiles of a level; yields the tiles done."""
     level: Level = field.levels[field.groups[group][0]]
+    columns = np.arange(level.tile_grid.shape[1])
+    for patch in read_row(field, group, level, row, columns, target, shape):
+        fit_tiles(level, patch.tiles, patch.left.double(), patch.weight, patch.y, patch.x, ridge, iterations)
+        yield patch.tiles.cpu()
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Some tiles of a row: what other levels leave of the data `left` [t, Py, Px, C], weights [t, Py, Px] in float64.
+
+    Local coordinates y [t, Py], x [t, Px] in float64.
+    """
+
+    tiles: Tensor
+    left: Tensor
+    weight: Tensor
+    y: Tensor
+    x: Tensor
+
+
+def read_row(
+    field: Field, groups: int, level: Level, row: int, columns: np.ndarray, target: ReadTarget, shape: tuple[int, int]
+) -> Iterator[Patches]:
+    """Tiles of a level in this row and these columns, less what the first `groups` levels of the recipe give there."""
     axis_y, axis_x = level.tile_grid.axes
-    device = level.mean.device
+    device = field.device
     (stride_y, stride_x), read = strides_of((axis_y, axis_x))
-    rows = pixels_of(axis_y, np.array([row]), shape[0], stride_y, read)
-    for columns_part in column_parts(axis_x, rows, stride_x, np.arange(axis_x.count)):
-        columns = pixels_of(axis_x, columns_part, shape[1], stride_x, read)
-        values, weight, _ = target(rows.low, rows.high, columns.low, columns.high, read)
-        residual = torch.from_numpy(values).to(device)
-        if group:
-            above = field.pixels(rows.low, rows.high, columns.low, columns.high, group, read)
-            residual = residual - above.movedim(0, -1)
-        residual = residual @ field.mix.T
-        pick = (rows.index[0][:, None], columns.index[:, None, :])  # [Py, 1] and [t, 1, Px]: blocks [t, Py, Px]
-        inside = rows.inside[0][:, None] & columns.inside[:, None, :]
-        block_weight = torch.from_numpy(weight[pick] * inside).to(device).double()
-        tiles = torch.from_numpy(row * axis_x.count + columns_part).to(device)
-        local_y = rows.local.to(device).expand(len(tiles), -1)
-        local_x = columns.local.to(device)
-        fit_tiles(level, tiles, residual[pick].double(), block_weight, local_y, local_x, ridge, iterations)
-        yield tiles.cpu()
+    along_y = pixels_of(axis_y, np.array([row]), shape[0], stride_y, read)
+    for part in column_parts(axis_x, along_y, stride_x, columns):
+        along_x = pixels_of(axis_x, part, shape[1], stride_x, read)
+        values, weight, _ = target(along_y.low, along_y.high, along_x.low, along_x.high, read)
+        left = torch.from_numpy(values).to(device)
+        if groups:
+            given = field.pixels(along_y.low, along_y.high, along_x.low, along_x.high, groups, read)
+            left = left - given.movedim(0, -1)
+        left = left @ field.mix.T
+        pick = (along_y.index[0][:, None], along_x.index[:, None, :])  # [Py, 1] and [t, 1, Px]: patches [t, Py, Px]
+        inside = along_y.inside[0][:, None] & along_x.inside[:, None, :]
+        tiles = torch.from_numpy(row * axis_x.count + part).to(device)
+        y = along_y.local.to(device).expand(len(tiles), -1)
+        weight = torch.from_numpy(weight[pick] * inside).to(device).double()
+        yield Patches(tiles, left[pick], weight, y, along_x.local.to(device))
+
+
+def lattice_points(y: Tensor, x: Tensor) -> Tensor:
+    """The products [t, Py Px, 2] of coordinates y [t, Py] and x [t, Px]."""
+    height, width = y.shape[1], x.shape[1]
+    return torch.stack([y[:, :, None].expand(-1, -1, width), x[:, None].expand(-1, height, -1)], dim=-1).flatten(1, 2)
 
 
 def column_parts(axis: TileAxis, rows: Pixels, stride: int, columns: np.ndarray) -> Iterator[np.ndarray]:
@@ -161,9 +189,7 @@ def fit_tiles(
     level.mean[tiles], level.scale[tiles] = mean.to(level.mean), scale.to(level.scale)
     normalised = centred / scale[:, None, None]
     height, width = values.shape[1:3]
-    points = torch.stack(
-        [local_y[:, :, None].expand(-1, -1, width), local_x[:, None].expand(-1, height, -1)], dim=-1
-    ).flatten(1, 2)
+    points = lattice_points(local_y, local_x)
     for part in torch.split(torch.arange(len(tiles), device=tiles.device), max(1, BLOCK // (height * width * 16))):
         features = network.features(points[part].to(level.mean.dtype), tiles[part]).double()
         solution = solve(features, normalised[part].flatten(1, 2), weight[part].flatten(1), ridge)
