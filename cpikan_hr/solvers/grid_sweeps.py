@@ -76,6 +76,6 @@ def _solve_row(
 
 
 def _windows(axis: TileAxis, index: Tensor, local: Tensor, size: int) -> Tensor:
-    """Windows [t, P] of tiles of an axis at local coordinates [t, P]; zero beyond the frame, where pixels are mirrored."""
+    """Windows [t, P] of an axis' tiles at local coordinates [t, P]; zero beyond the frame (mirrored pixels)."""
     x = axis.centre(index)[:, None] + axis.half * local
     return axis.windows(x, index[:, None])[0] * ((x > 0) & (x < size))
