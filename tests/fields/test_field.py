@@ -221,10 +221,10 @@ def test_chunks_and_recomputation_do_not_change_the_gradient():
 
 def test_a_level_that_has_not_joined_yet_adds_nothing_and_still_gets_a_gradient():
     field = random_field("quintic", NETWORKS[:2])
+    field.mix.copy_(torch.eye(2))  # a product with another matrix rounds as its rows happen to lie in memory
     points = torch.rand(30, 2, dtype=torch.float64) * 20
     jet = field(points, "value", 1)
-    alone = field.levels[0](points, "value") @ field.mix
-    assert torch.equal(jet.rows, alone)
+    assert torch.equal(jet.rows, field.levels[0](points, "value"))
     jet.value.sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() == 0 for p in field.levels[1].parameters())
 
