@@ -118,7 +118,12 @@ class TileGrid:
         return torch.tensor([1 / axis.half for axis in self.axes], dtype=torch.float64)
 
     def unravel(self, tiles: Tensor) -> list[Tensor]:
-        return list(torch.unravel_index(tiles, self.shape))
+        """The numbers along each axis. (`torch.unravel_index` imports sympy, which takes seconds.)"""
+        index = []
+        for count in reversed(self.shape):
+            index.append(tiles % count)
+            tiles = tiles // count
+        return index[::-1]
 
     def local(self, points: Tensor, tiles: Tensor) -> Tensor:
         """Local coordinates (x - c) / s of float64 points [..., D] in tiles [...] (broadcast), float64.
