@@ -15,6 +15,7 @@ the factor.)
 """
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -136,7 +137,7 @@ def add_quadtree(
         values = values.view_as(chosen).transpose(2, 3).reshape(-1, size.pixels) @ basis  # [t C x, y]
         values = values.view_as(chosen).transpose(2, 3)
         weight = torch.ones_like(least) if plain else 1 / (least * scale)
-        weight = weight[:, None, None, None] * _window(size.pixels, halo, window, sums)
+        weight = weight[:, None, None, None] * _window(size.pixels, halo, window, sums.dtype, sums.device)
         risk = (least + dropped.clamp_min(0))[:, None, None, None] * scale / chosen.shape[1]
         planes = torch.cat([values * weight, risk * weight, weight], dim=1)  # [t, C + 2, P, P]
         along = torch.arange(size.pixels, device=sums.device)
@@ -146,12 +147,13 @@ def add_quadtree(
         sums.flatten(1).index_add_(1, places, planes.transpose(0, 1).flatten(1))
 
 
-def _window(pixels: int, halo: int, window: str, like: Tensor) -> Tensor:
+@lru_cache(maxsize=64)
+def _window(pixels: int, halo: int, window: str, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The blend [P, P] of a tile with its neighbours, at pixel centres."""
-    if not halo:
-        return like.new_ones(pixels, pixels)
-    rise = ramp((torch.arange(2 * halo, dtype=torch.float64) + 0.5) / (2 * halo), window)[0].to(like)
-    profile = like.new_ones(pixels)
-    profile[: 2 * halo] = rise
-    profile[-2 * halo :] *= rise.flip(0)
-    return profile[:, None] * profile
+    profile = torch.ones(pixels, dtype=torch.float64)
+    if halo:
+        rise = ramp((torch.arange(2 * halo, dtype=torch.float64) + 0.5) / (2 * halo), window)[0]
+        profile[: 2 * halo] = rise
+        profile[-2 * halo :] *= rise.flip(0)
+    profile = profile.to(dtype)
+    return (profile[:, None] * profile).to(device)

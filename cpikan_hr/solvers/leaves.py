@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -28,11 +29,16 @@ class Size:
 
     def basis(self, like: Tensor) -> Tensor:
         """Orthonormal basis on pixel centres, [P, P]: row n is T_n(sin(pi xi / 2)), the DCT-II up to its sign."""
-        n = torch.arange(self.pixels, dtype=torch.float64)
-        angle = math.pi - math.pi * (n + 0.5) / self.pixels
-        rows = torch.cos(n[:, None] * angle) * math.sqrt(2 / self.pixels)
-        rows[0] *= math.sqrt(0.5)
-        return rows.to(like)
+        return _basis(self.pixels, like.dtype, like.device)
+
+
+@lru_cache(maxsize=64)
+def _basis(pixels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    n = torch.arange(pixels, dtype=torch.float64)
+    angle = math.pi - math.pi * (n + 0.5) / pixels
+    rows = torch.cos(n[:, None] * angle) * math.sqrt(2 / pixels)
+    rows[0] *= math.sqrt(0.5)
+    return rows.to(device, dtype)
 
 
 def sizes_of(field: Field, group: int) -> tuple[list[Size], int]:
