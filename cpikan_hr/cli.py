@@ -162,12 +162,13 @@ def run_decode(arguments) -> None:
     from cpikan_hr.problems.calibration import calibrate, tell
     from cpikan_hr.problems.decode import decode_stack
     from cpikan_hr.problems.noise import Noise
+    from cpikan_hr.processes import compute_device
 
     stack = open_stack(arguments.stack)
     shared = calibrate(stack, arguments.steps, arguments.harmonic)
     noise = None if arguments.repair is None else Noise(arguments.repair)
     options = dict(threads=arguments.threads, quality=arguments.quality, shared=shared, repair=noise)
-    for path in decode_stack(stack, arguments.out, progress=Progress("decode"), **options):
+    for path in decode_stack(stack, arguments.out, progress=Progress("decode"), device=compute_device(), **options):
         if path is not None:
             print(path)
     if arguments.steps != "nominal" or arguments.harmonic:

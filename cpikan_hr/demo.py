@@ -48,8 +48,9 @@ def main() -> None:
     began = time.perf_counter()
     stack = synth(out / "stack", size=(height, width), noise=arguments.noise, seed=0, progress=Progress("synth"))
     truth = out / "stack" / "height_true.npy"
-    decoded, _ = decode_stack(open_stack(stack), out / "classical.tif", progress=Progress("decode"))
-    launch_file = "single_gpu" if compute_device().type == "cuda" else "cpu"
+    device = compute_device()
+    decoded, _ = decode_stack(open_stack(stack), out / "classical.tif", progress=Progress("decode"), device=device)
+    launch_file = "single_gpu" if device.type == "cuda" else "cpu"
     run("accelerate", "launch", "--config_file", f"accelerate_configs/{launch_file}.yaml", "-m", "cpikan_hr.train",
         "--config", "recipes/wafer.yaml", "--problem.stack", str(out / "stack"), "--output", str(out / "run"),
         "--problem.noise", str(max(arguments.noise, 0.3)))  # fmt: skip

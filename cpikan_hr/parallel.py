@@ -10,6 +10,7 @@ Invariant: when the generator ends, or is left, no thread of it runs any more, a
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import TypeVar
 
 import torch
@@ -26,15 +27,17 @@ def at_once(elements: int, device: torch.device | str) -> int:
 
 
 def in_threads(
-    function: Callable[[Item], Result], items: Iterable[Item], device: torch.device | str = "cpu"
-) -> Iterator[Result]:
-    """Yields `function(item)` in the order of the items; as many at once as torch would use threads for one of them.
+    function: Callable[[Item], Result], items: Iterable[Item], device: torch.device | str = "cpu",
+    threads: int | None = None,
+) -> Iterator[Result]:  # fmt: skip
+    """Yields `function(item)` in the order of the items; as many at once as torch would use threads for one of them,
+    or `threads`.
 
     On another device than the CPU some prepare, on theirs, what it computes. The first exception is raised when its
     turn comes; what has not begun by then is dropped.
     """
     before = torch.get_num_threads()
-    threads = before if torch.device(device).type == "cpu" else min(before, HELPERS)
+    threads = threads or (before if torch.device(device).type == "cpu" else min(before, HELPERS))
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     waiting: deque[Future] = deque()
     torch.set_num_threads(1)
@@ -48,3 +51,21 @@ def in_threads(
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(before)
+
+
+def each_in_threads(
+    function: Callable[[Item], object],
+    items: Iterable[Item],
+    device: torch.device | str = "cpu",
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Calls `function(item)` for every item, as `in_threads` does; no thread is running any more when it ends.
+
+    `progress(done, total)` is called in this thread.
+    """
+    items = list(items)
+    with closing(in_threads(function, items, device, threads)) as results:
+        for done, _ in enumerate(results, start=1):
+            if progress:
+                progress(done, len(items))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
+import torch
 
 from cpikan_hr.errors import UserError
 from cpikan_hr.problems.phases import Demodulator
@@ -54,10 +55,10 @@ def _iterate(frames: np.ndarray, j: int) -> np.ndarray:
     steps = _frame_steps(fluctuation, np.arctan2(scores[1], scores[0]))
     for _ in range(ITERATIONS):
         try:
-            fitted = Demodulator([1.0], steps[None], np.float64).demodulate(frames[None])
+            fitted = Demodulator([1.0], steps[None]).demodulate(torch.from_numpy(frames[None]))
         except UserError:
             raise refusal from None
-        background, modulation, fraction, _ = (each[0] for each in fitted)
+        background, modulation, fraction, _ = (each[0].numpy() for each in fitted)
         bright = modulation > 0.25 * np.median(modulation)
         normalised = (frames[:, bright] - background[bright]) / modulation[bright]
         before, steps = steps, _frame_steps(normalised, 2 * np.pi * fraction[bright])

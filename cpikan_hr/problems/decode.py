@@ -6,7 +6,8 @@ The baseline every field is measured against, and its start. Asked to, it decide
 Invariants
 * Frame model I_jk = A_j + B_j cos(4 pi h / lambda_j + delta_jk); one wavelength alone gives h modulo lambda_j / 2.
 * Heights are in nm. Float64 frames are decoded in float64, everything else in float32 (rounding below 0.01 nm).
-* What a window holds does not depend on the window: repair and unwrapping see as far around it as they need.
+* What a window holds does not depend on the window: repair and unwrapping see as far around it as they need. (To the
+  last digit, where one thread computes it, as `in_threads` sees to, or a GPU.)
 """
 
 import logging
@@ -17,22 +18,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from cpikan_hr.data.source import Source
 from cpikan_hr.data.stack import Stack
-from cpikan_hr.data.threads import each_in_threads
 from cpikan_hr.data.writers import MapWriter
 from cpikan_hr.errors import UserError
+from cpikan_hr.parallel import at_once, each_in_threads
 from cpikan_hr.problems.calibration import calibrate
 from cpikan_hr.problems.noise import Noise, Weighing
 from cpikan_hr.problems.orders import OrderSearch, unambiguous_range_um
-from cpikan_hr.problems.phases import Demodulator
+from cpikan_hr.problems.phases import VECTOR, Demodulator
 from cpikan_hr.problems.repair import HALO, PENALTY, repair_orders
 from cpikan_hr.problems.steps import Shared
 from cpikan_hr.problems.unwrap import Unwrapping
 
-CHUNK = 2**17  # pixels decoded at a time: with shorter operations threads wait for each other at Python's lock
-WINDOW = (256, 2048)  # rows, columns that a thread reads and decodes at a time
+CHUNK = 2**16  # pixels decoded at a time
+ROWS, COLUMNS = 256, 2048  # that a thread reads and decodes at a time
 
 _log = logging.getLogger(__name__)
 
@@ -73,65 +76,91 @@ def decode_window(
     `sigma_nm` is first-order propagation of the noise; it is infinite where nothing is modulated.
     UserError: phase steps that do not determine a phase.
     """
-    J, K, h, w = frames.shape
-    dtype = np.float64 if frames.dtype == np.float64 else np.float32
-    solver = _Solver(wavelengths_um, phase_steps_rad, height_range_um, dtype, harmonic, noise, bit_depth)
-    flat = frames.reshape(J, K, h * w)
-    maps, per_wavelength = np.empty((4, h * w), dtype), np.empty((2, J, h * w), dtype)
-    for start in range(0, h * w, CHUNK):
-        part = slice(start, start + CHUNK)
-        solver.decode(flat[:, :, part], maps[:, part], per_wavelength[:, :, part])
-    return Decoded(*maps.reshape(4, h, w), *per_wavelength.reshape(2, J, h, w))
+    clips = bit_depth if frames.dtype.kind == "u" else None
+    solver = _Solver(wavelengths_um, phase_steps_rad, height_range_um, harmonic, noise, clips)
+    return _in_numpy(solver.decode(_tensor(frames)))
+
+
+def _tensor(frames: np.ndarray) -> Tensor:
+    """With signed numbers for those of 16 bits, which torch can only copy."""
+    return torch.from_numpy(np.ascontiguousarray(frames, np.int32 if frames.dtype == np.uint16 else None))
+
+
+def _in_numpy(decoded: Decoded) -> Decoded:
+    return Decoded(**{name: each.cpu().numpy() for name, each in vars(decoded).items()})
 
 
 class _Solver:
-    """What is the same for all pixels."""
+    """What is the same for all pixels. It computes where the frames are."""
 
-    def __init__(self, wavelengths_um, phase_steps_rad, height_range_um, dtype, harmonic, noise, bit_depth):
-        self.dtype = dtype
-        demodulator = Demodulator(wavelengths_um, phase_steps_rad, dtype, harmonic)
-        self.weighing = Weighing(demodulator, noise, bit_depth)
-        self.orders = OrderSearch(wavelengths_um, height_range_um or unambiguous_range_um(wavelengths_um), dtype)
+    def __init__(self, wavelengths_um, phase_steps_rad, height_range_um, harmonic, noise, bit_depth):
+        self.weighing = Weighing(Demodulator(wavelengths_um, phase_steps_rad, harmonic), noise, bit_depth)
+        self.orders = OrderSearch(wavelengths_um, height_range_um or unambiguous_range_um(wavelengths_um))
 
-    def decode(self, frames: np.ndarray, maps: np.ndarray, per_wavelength: np.ndarray) -> None:
+    def decode(self, frames: Tensor) -> Decoded:
+        """Frames [J, K, h, w] -> maps, as tensors."""
+        J, K, h, w = frames.shape
+        flat, chunk = frames.reshape(J, K, h * w), at_once(CHUNK, frames.device)
+        maps = torch.empty(4 + 2 * J, h * w, dtype=_precision(frames), device=frames.device)
+        for part, into in zip(flat.split(chunk, dim=2), maps.split(chunk, dim=1), strict=True):
+            self._decode(part, into[:4], into[4:].unflatten(0, (2, J)))
+        maps = maps.unflatten(1, (h, w))
+        return Decoded(*maps[:4], *maps[4:].unflatten(0, (2, J)))
+
+    def _decode(self, frames: Tensor, maps: Tensor, per_wavelength: Tensor) -> None:
         """Frames [J, K, n] -> in place: height, sigma, quality, margin [4, n], `per_wavelength` (A, B) [2, J, n]."""
-        background, modulation, fraction, weight = self.weighing.demodulate(frames)
-        per_wavelength[:] = background, modulation
-        tiny = np.finfo(self.dtype).tiny
-        total = weight.sum(axis=0)
-        with np.errstate(divide="ignore"):
-            maps[1] = 1 / np.sqrt(total)
-        weight /= np.maximum(total, tiny)
-        maps[0], agreement, maps[3] = self.orders.search(fraction, weight)
-        contrast = modulation / np.maximum(np.maximum(background, modulation), tiny)
-        maps[2] = agreement * contrast.min(axis=0)
-        maps[3] *= np.maximum(total, tiny)  # tiny: a single order's margin is infinite whatever the modulation
-        dropped = (weight == 0).sum(axis=0)
-        if dropped.any():
+        background, modulation, fraction, weight = self._demodulated(frames)
+        n, tiny = frames.shape[2], torch.finfo(weight.dtype).tiny
+        total = weight.sum(0)
+        weight = weight / total.clamp_min(tiny)
+        height, agreement, margin = self.orders.search(fraction, weight)
+        contrast = modulation / background.maximum(modulation).clamp_min(tiny)
+        quality = agreement * contrast.amin(0)
+        margin *= total.clamp_min(tiny)  # tiny: a single order's margin is infinite whatever the modulation
+        if not weight.amin() > 0:
+            dropped = (weight == 0).sum(0)
             contrast[weight == 0] = 1  # these say nothing, so quality falls in proportion
             left = len(weight) - dropped
             trust = left / len(weight)
-            trust[(left == 1) & (maps[3] == 0)] = 0  # a single wavelength's order is arbitrary
-            maps[2] = agreement * contrast.min(axis=0) * trust
+            trust[(left == 1) & (margin == 0)] = 0  # a single wavelength's order is arbitrary
+            quality = agreement * contrast.amin(0) * trust
+        for place, each in zip(maps, (height, 1 / total.sqrt(), quality, margin), strict=True):
+            place.copy_(each[:n])
+        per_wavelength[0], per_wavelength[1] = background[:, :n], modulation[:, :n]
 
-    def candidates(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _demodulated(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Background, modulation, phase / 2 pi and weight [J, n'] of frames [J, K, n] in their native dtype.
+
+        What lies behind n repeats the last pixel.
+        """
+        J, K, n = frames.shape
+        values = frames.new_empty(J, K, n + -n % VECTOR, dtype=_precision(frames))
+        values[..., :n] = frames
+        values[..., n:] = values[..., n - 1 : n]
+        return self.weighing.demodulate(values)
+
+    def candidates(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Frames [J, K, n] -> heights in nm and chi-squares of all orders, [orders, n].
 
         A pixel with fewer orders than others has infinite chi-squares in the place of the missing ones.
         """
-        _, _, fraction, weight = self.weighing.demodulate(frames)
-        total = weight.sum(axis=0)
-        weight /= np.maximum(total, np.finfo(self.dtype).tiny)
-        heights = np.zeros((max(map(len, self.orders.orders)), frames.shape[-1]), self.dtype)
-        cost = np.full_like(heights, np.inf)
+        _, _, fraction, weight = (each[:, : frames.shape[2]] for each in self._demodulated(frames))
+        total = weight.sum(0)
+        weight = weight / total.clamp_min(torch.finfo(weight.dtype).tiny)
+        heights = weight.new_zeros(max(map(len, self.orders.orders)), frames.shape[2])
+        cost = torch.full_like(heights, torch.inf)
         for base, pixels in self.orders.groups(weight):
             for k, each in enumerate(self.orders.candidates(base, fraction[:, pixels], weight[:, pixels])):
                 heights[k, pixels], cost[k, pixels] = each[0], each[1] * total[pixels]
         return heights, cost
 
 
+def _precision(frames: Tensor) -> torch.dtype:
+    return torch.float64 if frames.dtype == torch.float64 else torch.float32
+
+
 class StackDecoder:
-    """Decodes a stack window by window, in several threads if need be.
+    """Decodes a stack window by window on `device`, in several threads if need be.
 
     `shared`: what `calibrate` found; by default the steps are the stack's. `noise`: of a sample; default 1.
     Heights are NaN and the quality is 0 outside the mask, where too many samples are clipped, and with `repair` (which
@@ -143,10 +172,12 @@ class StackDecoder:
 
     def __init__(
         self, stack: Stack, shared: Shared | None = None, noise: Noise | None = None, repair: bool = False,
-        threads: int | None = None,
+        threads: int | None = None, device: torch.device | str = "cpu",
     ):  # fmt: skip
-        self.stack, self.noise, self.shared = stack, noise, shared or calibrate(stack)
-        self._limits = stack.height_range_um if stack.J > 1 else None  # what one wavelength shows is wrapped
+        self.stack, self.device, shared = stack, device, shared or calibrate(stack)
+        limits = stack.height_range_um if stack.J > 1 else None  # what one wavelength shows is wrapped
+        clips = stack.bit_depth if stack.dtype.kind == "u" else None
+        self._solver = _Solver(stack.wavelengths_um, shared.steps, limits, shared.harmonic, noise, clips)
         self.turns, self.regions = None, None
         self.repair = repair and stack.J > 1  # one wavelength has nothing to repair
         if stack.J == 1:
@@ -159,47 +190,45 @@ class StackDecoder:
         if self.repair:
             decoded, valid = self._repaired(*window, stride)
         else:
-            decoded = self._plain(self.stack.read(*window)[:, :, *thin])
-            valid = self.stack.mask(*window)[thin]
-        height, valid = decoded.height_nm, valid & np.isfinite(decoded.sigma_nm)
+            decoded = self._solver.decode(self._frames(*window)[:, :, *thin])
+            valid = self._mask(*window)[thin]
+        decoded, valid = _in_numpy(decoded), (valid & decoded.sigma_nm.isfinite()).cpu().numpy()
+        height = decoded.height_nm
         if self.turns is not None:
             height = height + self.half_wave * self.turns.read(*window)[*thin, 0].astype(height.dtype)
         height = np.where(valid, height, height.dtype.type(np.nan))
         return replace(decoded, height_nm=height, quality=np.where(valid, decoded.quality, 0))
 
-    def _plain(self, frames: np.ndarray) -> Decoded:
-        stack, shared = self.stack, self.shared
-        known = dict(harmonic=shared.harmonic, noise=self.noise, bit_depth=stack.bit_depth)
-        return decode_window(frames, stack.wavelengths_um, shared.steps, self._limits, **known)
+    def _frames(self, *window: int) -> Tensor:
+        return _tensor(self.stack.read(*window)).to(self.device)
 
-    def _repaired(self, y0: int, y1: int, x0: int, x1: int, stride: int) -> tuple[Decoded, np.ndarray]:
+    def _mask(self, *window: int) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(self.stack.mask(*window))).to(self.device)
+
+    def _repaired(self, y0: int, y1: int, x0: int, x1: int, stride: int) -> tuple[Decoded, Tensor]:
         """The maps, and where they hold."""
-        stack, shared = self.stack, self.shared
         top, left = max(y0 - HALO, 0), max(x0 - HALO, 0)
-        grown = top, min(y1 + HALO, stack.shape[0]), left, min(x1 + HALO, stack.shape[1])
+        grown = top, min(y1 + HALO, self.stack.shape[0]), left, min(x1 + HALO, self.stack.shape[1])
         inner = np.s_[y0 - top : y1 - top : stride, x0 - left : x1 - left : stride]
-        frames, valid = stack.read(*grown), stack.mask(*grown)
+        frames, valid = self._frames(*grown), self._mask(*grown)
         if stride > 1:  # the pixels between are needed only where one of those asked for is in doubt
-            decoded = self._plain(frames[:, :, *inner])
+            decoded = self._solver.decode(frames[:, :, *inner])
             if (decoded.margin >= PENALTY)[valid[inner]].all():
                 return decoded, valid[inner]
-        decoded = self._plain(frames)
-        valid &= np.isfinite(decoded.sigma_nm)
-        dtype = decoded.height_nm.dtype.type
-        solver = _Solver(
-            stack.wavelengths_um, shared.steps, self._limits, dtype, shared.harmonic, self.noise, stack.bit_depth
-        )
+        decoded = self._solver.decode(frames)
+        valid &= decoded.sigma_nm.isfinite()
 
-        def candidates(iy: np.ndarray, ix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return solver.candidates(frames[:, :, iy, ix])
+        def candidates(iy: Tensor, ix: Tensor) -> tuple[Tensor, Tensor]:
+            return self._solver.candidates(frames[:, :, iy, ix])
 
-        undecided = repair_orders(decoded.height_nm, decoded.margin, valid, candidates, solver.orders.half.mean())
+        spacing = float(np.mean(self._solver.orders.half))
+        undecided = repair_orders(decoded.height_nm, decoded.margin, valid, candidates, spacing)
         maps = {name: each[..., *inner] for name, each in vars(decoded).items()}
         return Decoded(**maps), (valid & ~undecided)[inner]
 
     def _unwrapped(self, threads: int | None) -> tuple[Source, int]:
         def phase(*window: int) -> np.ndarray:
-            return self._plain(self.stack.read(*window)).height_nm.astype(np.float64) / self.half_wave
+            return self._solver.decode(self._frames(*window)).height_nm.double().cpu().numpy() / self.half_wave
 
         name = str(self.stack.path)
         turns, regions = Unwrapping(name, self.stack.shape, phase, self.stack.mask).solve(threads)
@@ -219,34 +248,35 @@ def decode_stack(
     quality: str | os.PathLike | None = None,
     shared: Shared | None = None,
     progress: Callable[[int, int], None] | None = None,
+    device: torch.device | str = "cpu",
 ) -> tuple[Path, Path | None]:
     """Decodes `stack` into the height map `out` (float32, nm; .tif or .npy) and, if asked, the map `quality`.
 
-    Window by window in threads; pixels outside the mask become NaN (quality 0). `shared`: what `calibrate` found; by
-    default the steps are the stack's. `repair`: the frames' noise; wrong orders are repaired then. `progress(done,
-    total)` counts windows.
+    Window by window in threads on `device`; pixels outside the mask become NaN (quality 0). `shared`: what `calibrate`
+    found; by default the steps are the stack's. `repair`: the frames' noise; wrong orders are repaired then.
+    `progress(done, total)` counts windows.
     UserError: what `calibrate` refuses, damaged frames, no room; nothing is left behind then.
     """
     if repair is not None and stack.J == 1:
         raise UserError(f"{stack.path}: one wavelength has no other order to choose; decode it without a repair")
     if quality and Path(quality).resolve() == Path(out).resolve():
         raise UserError(f"{quality}: heights and quality cannot be one file; name another")
-    rows, columns = stack.shape
+    (rows, columns), wide = stack.shape, at_once(COLUMNS, device)
     about = dict(pixel_pitch_um=stack.pixel_pitch_um, description=f"classical decode of {stack.path.parent.name}")
     with ExitStack() as opened:
         heights = opened.enter_context(MapWriter(out, stack.shape, np.float32, unit="nm", **about))
         qualities = opened.enter_context(MapWriter(quality, stack.shape, np.float32, **about)) if quality else None
-        decoder = StackDecoder(stack, shared, repair, repair is not None, threads)
+        decoder = StackDecoder(stack, shared, repair, repair is not None, threads, device)
 
         def decode(corner: tuple[int, int]) -> None:
             y0, x0 = corner
-            decoded = decoder.decode(y0, min(y0 + WINDOW[0], rows), x0, min(x0 + WINDOW[1], columns))
+            decoded = decoder.decode(y0, min(y0 + ROWS, rows), x0, min(x0 + wide, columns))
             heights.write(y0, x0, decoded.height_nm)
             if qualities:
                 qualities.write(y0, x0, decoded.quality)
 
-        corners = [(y, x) for y in range(0, rows, WINDOW[0]) for x in range(0, columns, WINDOW[1])]
-        each_in_threads(decode, corners, threads, progress)
+        corners = [(y, x) for y in range(0, rows, ROWS) for x in range(0, columns, wide)]
+        each_in_threads(decode, corners, device, threads, progress)
         for writer in filter(None, (heights, qualities)):
             writer.convert()
         return heights.finish(), qualities.finish() if qualities else None

@@ -24,6 +24,7 @@ from cpikan_hr.problems.image import strip_rows
 from cpikan_hr.problems.noise import Noise, Weighing
 from cpikan_hr.problems.phases import Demodulator
 from cpikan_hr.problems.spooled import SpooledTarget
+from cpikan_hr.processes import compute_device
 from cpikan_hr.recipe import InterferometryProblem
 
 MAPPED = 2**16  # pixels whose frames are looked at together
@@ -49,9 +50,11 @@ class Interferometry(PixelProblem):
         self.wavenumber = torch.tensor([4e-3 * math.pi / w for w in self.stack.wavelengths_um])  # rad per nm
         self.steps = torch.from_numpy(np.nan_to_num(self.shared.steps)).float()
         self.harmonic = None if self.shared.harmonic is None else torch.from_numpy(self.shared.harmonic).cfloat()
-        demodulator = Demodulator(self.stack.wavelengths_um, self.shared.steps, np.float32, self.shared.harmonic)
-        self.weighing = Weighing(demodulator, self.noise, self.stack.bit_depth)
-        self.decoder = StackDecoder(self.stack, self.shared, self.noise, options.repair)
+        demodulator = Demodulator(self.stack.wavelengths_um, self.shared.steps, self.shared.harmonic)
+        clips = self.stack.bit_depth if self.stack.dtype.kind == "u" else None
+        self.weighing = Weighing(demodulator, self.noise, clips)
+        device = compute_device()
+        self.decoder = StackDecoder(self.stack, self.shared, self.noise, options.repair, device=device)
 
     def target(self, y0: int, y1: int, x0: int, x1: int, stride: int = 1) -> Target:
         rows = strip_rows(y1 - y0, x1 - x0, stride)
@@ -59,7 +62,7 @@ class Interferometry(PixelProblem):
         return strips[0] if len(strips) == 1 else Target(*map(np.concatenate, zip(*strips, strict=True)))
 
     def kept_target(self) -> SpooledTarget:
-        return SpooledTarget(self.target, self.shape)
+        return SpooledTarget(self.target, self.shape, self.decoder.device)
 
     def _target(self, y0: int, y1: int, x0: int, x1: int, stride: int) -> Target:
         decoded = self.decoder.decode(y0, y1, x0, x1, stride)
@@ -70,11 +73,10 @@ class Interferometry(PixelProblem):
         return Target(height[..., None], valid.astype(np.float32), noise)
 
     def samples(self, y0, y1, x0, x1, iy, ix) -> dict[str, np.ndarray]:
-        frames = self.stack.read(y0, y1, x0, x1)[:, :, iy - y0, ix - x0]
+        frames = self.stack.read(y0, y1, x0, x1)[:, :, iy - y0, ix - x0].astype(np.float32)
         valid = self.stack.mask(y0, y1, x0, x1)[iy - y0, ix - x0]
-        weight = self.weighing.weights(frames) * valid
-        batch = {"frames": frames, "weight": weight}
-        return {name: np.moveaxis(value, -1, 0).astype(np.float32) for name, value in batch.items()}
+        weight = self.weighing.weights(torch.from_numpy(frames)).numpy() * valid
+        return {name: np.moveaxis(value, -1, 0) for name, value in {"frames": frames, "weight": weight}.items()}
 
     def loss(self, jet: Jet, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         _, _, residual, weight = self.fringes(jet.value[:, 0], batch["frames"], batch["weight"])

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-import numpy as np
+import torch
+from torch import Tensor
 
 from cpikan_hr.problems.phases import Demodulator
 
@@ -20,21 +21,24 @@ class Noise:
     gain: float = 0.0
     quantised: bool = True
 
-    def variance(self, level: np.ndarray | float) -> np.ndarray | float:
+    def variance(self, level: Tensor | float) -> Tensor | float:
         """Of samples whose expected level is `level`."""
-        return self.read**2 + QUANTISATION * self.quantised + self.gain * np.maximum(level, 0)
+        positive = level.clamp_min(0) if isinstance(level, Tensor) else max(level, 0.0)
+        return self.read**2 + QUANTISATION * self.quantised + self.gain * positive
 
 
-def usable(frames: np.ndarray, bit_depth: int, present: np.ndarray) -> np.ndarray | None:
+def usable(frames: Tensor, bit_depth: int, present: Tensor) -> Tensor | None:
     """Which samples of `frames` [J, K, ...] are neither clipped at 0 nor at 2**bit_depth - 1.
 
-    None where all are that are `present` [J, K], and for floats, which are not clipped.
+    None where all are that are `present` [J, K].
     """
-    if frames.dtype.kind != "u":
+    low, high = frames.aminmax()
+    top = 2**bit_depth - 1
+    if low > 0 and high < top:
         return None
-    clipped = (frames - frames.dtype.type(1)) >= 2**bit_depth - 2  # unsigned: 0 - 1 is the largest number
-    clipped[~present] = False
-    return ~clipped if clipped.any() else None
+    good = (frames > 0) & (frames < top)
+    good[~present] = True
+    return None if good.all() else good
 
 
 class Weighing:
@@ -43,35 +47,40 @@ class Weighing:
     def __init__(self, demodulator: Demodulator, noise: Noise | None, bit_depth: int | None):
         self.demodulator, self.noise, self.bit_depth = demodulator, noise, bit_depth
 
-    def demodulate(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Background, modulation, phase / 2 pi and weight [J, n] of frames [J, K, n] in their native dtype."""
-        good, values = self._good(frames), frames.astype(self.demodulator.dtype)
+    def demodulate(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Background, modulation, phase / 2 pi and weight [J, n] of frames [J, K, n]."""
+        good = self._good(frames)
         if self.noise is not None and self.noise.gain:
-            return self.demodulator.demodulate(values, self._by_level(values, good))
-        *answer, weight = self.demodulator.demodulate(values, good)
+            return self.demodulator.demodulate(frames, self._by_level(frames, good))
+        *answer, weight = self.demodulator.demodulate(frames, good)
         return (*answer, weight if self.noise is None else weight * self._same)
 
-    def weights(self, frames: np.ndarray) -> np.ndarray:
+    def weights(self, frames: Tensor) -> Tensor:
         """Inverse variance [J, K, n] of each sample, 0 where it is clipped or there is no such frame."""
         good = self._good(frames)
         if self.noise is not None and self.noise.gain:
-            weights = self._by_level(frames.astype(self.demodulator.dtype), good)
+            weights = self._by_level(frames, good)
         else:
-            weights = (1 if good is None else good) * (1 if self.noise is None else self._same)
-        present = self.demodulator.present[..., None].astype(self.demodulator.dtype)
-        return np.broadcast_to(present * weights, frames.shape)
+            weights = torch.ones_like(frames) if good is None else good
+            weights = weights if self.noise is None else weights * self._same
+        return weights * self._present(frames)[..., None]
 
-    def _good(self, frames: np.ndarray) -> np.ndarray | None:
+    def _present(self, frames: Tensor) -> Tensor:
+        return torch.from_numpy(self.demodulator.present).to(frames.device)
+
+    def _good(self, frames: Tensor) -> Tensor | None:
         """1 where a sample is not clipped, 0 where it is; None where none is."""
-        good = None if self.bit_depth is None else usable(frames, self.bit_depth, self.demodulator.present)
-        return None if good is None else good.astype(self.demodulator.dtype)
+        if self.bit_depth is None:
+            return None
+        good = usable(frames, self.bit_depth, self._present(frames))
+        return None if good is None else good.to(frames)
 
     @property
-    def _same(self) -> np.floating:
-        return self.demodulator.dtype(1 / self.noise.variance(0.0))
+    def _same(self) -> float:
+        return 1 / self.noise.variance(0.0)
 
-    def _by_level(self, values: np.ndarray, good: np.ndarray | None) -> np.ndarray:
+    def _by_level(self, frames: Tensor, good: Tensor | None) -> Tensor:
         """The variance follows the level that is fitted: by the sample's own noise dark ones would weigh more."""
-        fitted = self.demodulator.levels(*self.demodulator.demodulate(values, good)[:3])
+        fitted = self.demodulator.levels(*self.demodulator.demodulate(frames, good)[:3])
         inverse = 1 / self.noise.variance(fitted)
         return inverse if good is None else inverse * good

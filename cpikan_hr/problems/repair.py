@@ -17,7 +17,11 @@ Invariants
 
 from collections.abc import Callable
 
-import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from cpikan_hr.parallel import at_once
 
 PENALTY = 32.0  # chi-square that wholly different surroundings weigh: odds of exp(16) against a jump by an order
 DECIDED = 6.0  # margin that an order keeps in the end, or its pixel is undecided: odds of exp(3)
@@ -27,49 +31,47 @@ HALO = REACH * PASSES
 CHUNK = 16384  # pixels decided at a time
 FEW = 0.25  # neighbours weigh less where their confidence is less than this part of what it can be
 
-Candidates = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+Candidates = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def repair_orders(
-    height: np.ndarray, margin: np.ndarray, valid: np.ndarray, candidates: Candidates, spacing: float
-) -> np.ndarray:
+def repair_orders(height: Tensor, margin: Tensor, valid: Tensor, candidates: Candidates, spacing: float) -> Tensor:
     """Decides the doubtful pixels of `height` [h, w] (nm) again, in place; returns where that failed, bool [h, w].
 
     margin [h, w]: chi-square by which the best order fits better than the second best; updated in place too.
     valid [h, w]: pixels that are decided, and are listened to. `candidates(iy, ix)`: heights (nm) and chi-squares
     [K, n] of all orders of the pixels (iy, ix) [n]. `spacing`: between the heights of two orders, in nm.
     """
-    doubtful = np.argwhere(valid & ~(margin >= PENALTY))
-    looked_at = doubtful
+    y, x = torch.nonzero(valid & ~(margin >= PENALTY), as_tuple=True)
+    looked_at = y, x
     for _ in range(PASSES):
-        if not len(doubtful):
+        if not len(y):
             break
         # A border of pixels that say nothing spares every neighbour the question whether it is inside.
-        around = np.pad(height, REACH)
-        confidence = np.pad(np.where(valid, np.clip(margin / PENALTY, 0, 1), 0), REACH).astype(height.dtype)
-        for start in range(0, len(doubtful), CHUNK):
-            y, x = doubtful[start : start + CHUNK].T
-            heights, cost = candidates(y, x)
-            cost = cost + _penalty(heights, around, confidence, y, x, 2 / spacing)
-            order = cost.argmin(axis=0)[None]
-            height[y, x] = np.take_along_axis(heights, order, axis=0)[0]
-            least = np.partition(cost, 1, axis=0)
-            margin[y, x] = least[1] - least[0]
-        doubtful = doubtful[~(margin[*doubtful.T] >= PENALTY)]
-    undecided = np.zeros(height.shape, bool)
-    undecided[*looked_at.T] = ~(margin[*looked_at.T] >= DECIDED)
+        around = pad(height, [REACH] * 4)
+        confidence = pad(torch.where(valid, (margin / PENALTY).clamp(0, 1), 0), [REACH] * 4)
+        chunk = at_once(CHUNK, height.device)
+        for iy, ix in zip(y.split(chunk), x.split(chunk), strict=True):
+            heights, cost = candidates(iy, ix)
+            cost = cost + _penalty(heights, around, confidence, iy, ix, 2 / spacing)
+            order = cost.argmin(dim=0, keepdim=True)
+            height[iy, ix] = heights.gather(0, order)[0]
+            margin[iy, ix] = cost.scatter(0, order, torch.inf).amin(dim=0) - cost.gather(0, order)[0]
+        left = ~(margin[y, x] >= PENALTY)
+        y, x = y[left], x[left]
+    undecided = torch.zeros_like(valid)
+    undecided[looked_at] = ~(margin[looked_at] >= DECIDED)
     return undecided
 
 
-def _penalty(heights, around, confidence, iy, ix, scale) -> np.ndarray:
+def _penalty(heights, around, confidence, iy, ix, scale) -> Tensor:
     """Penalty [K, n] of the candidates' heights [K, n] at pixels (iy, ix) of the maps inside their border."""
-    total, weights = np.zeros_like(heights), np.zeros_like(heights[0])
+    total, weights = torch.zeros_like(heights), torch.zeros_like(heights[0])
     side = range(2 * REACH + 1)
     for dy, dx in ((dy, dx) for dy in side for dx in side if (dy, dx) != (REACH, REACH)):
         weight = confidence[iy + dy, ix + dx]
         distance = heights - around[iy + dy, ix + dx]
         distance *= scale
         distance *= distance
-        total += np.minimum(distance, 1, out=distance) * weight
+        total += distance.clamp_max_(1) * weight
         weights += weight
-    return total * (PENALTY / np.maximum(weights, FEW * (len(side) ** 2 - 1)))
+    return total * (PENALTY / weights.clamp_min(FEW * (len(side) ** 2 - 1)))

@@ -6,6 +6,7 @@ Invariant: a pure function of the stack; read window by window, so its memory do
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 
 from cpikan_hr.data.stack import Stack
 from cpikan_hr.problems.noise import usable
@@ -46,5 +47,7 @@ def _good(stack: Stack, window: tuple[int, int, int, int], stride: int) -> np.nd
     if not valid.any():
         return np.empty((*present.shape, 0), stack.dtype)
     frames = stack.read(*window)[:, :, ::stride, ::stride][:, :, valid]
-    unclipped = usable(frames, stack.bit_depth, present)
-    return frames if unclipped is None else frames[:, :, unclipped.all(axis=(0, 1))]
+    if stack.dtype.kind != "u":
+        return frames
+    unclipped = usable(torch.from_numpy(frames.astype(np.int32)), stack.bit_depth, torch.from_numpy(present))
+    return frames if unclipped is None else frames[:, :, unclipped.flatten(0, 1).all(0).numpy()]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from cpikan_hr.errors import UserError
 from cpikan_hr.problems.orders import OrderSearch
@@ -130,14 +131,15 @@ class _Fit:
 
     def decode(self) -> None:
         """Heights of the sample, their orders included, and which pixels are bright enough to count."""
-        demodulator = Demodulator(self.wavelengths_um, self.steps, np.float64, self.harmonic)
-        _, modulation, fraction, weight = demodulator.demodulate(self.frames)
+        demodulator = Demodulator(self.wavelengths_um, self.steps, self.harmonic)
+        _, modulation, fraction, weight = demodulator.demodulate(torch.from_numpy(self.frames))
         if len(fraction) == 1:
-            self.height = fraction[0] * 500 * self.wavelengths_um[0]
+            height = fraction[0] * 500 * self.wavelengths_um[0]
         else:
-            orders = OrderSearch(self.wavelengths_um, self.height_range_um, np.float64)
-            weight /= np.maximum(weight.sum(axis=0), np.finfo(float).tiny)
-            self.height = orders.search(fraction, weight)[0]
+            orders = OrderSearch(self.wavelengths_um, self.height_range_um)
+            weight = weight / weight.sum(0).clamp_min(torch.finfo(weight.dtype).tiny)
+            height = orders.search(fraction, weight)[0]
+        self.height, modulation = height.numpy(), modulation.numpy()
         self.modulation = float(np.median(modulation))
         self.bright = (modulation >= DIM * np.median(modulation, axis=1, keepdims=True)).all(axis=0)
 

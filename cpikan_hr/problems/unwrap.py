@@ -19,7 +19,7 @@ import scipy  # whose parts load when they are first used, and skimage's
 import skimage
 
 from cpikan_hr.data.spool import SpooledMap
-from cpikan_hr.data.threads import each_in_threads
+from cpikan_hr.parallel import each_in_threads
 
 TILE = 512  # px; unwrapping takes some 100 bytes for each pixel
 OVERLAP = 16  # px that a tile reaches into the next
@@ -67,7 +67,7 @@ class Unwrapping:
             def tile(j: int, i=i, row=row) -> None:
                 row[j] = self._tile(i, j)
 
-            each_in_threads(tile, columns, threads)
+            each_in_threads(tile, columns, threads=threads)
             for j, this in enumerate(row):
                 first[i, j] = parts
                 parts += len(this.pixels)
@@ -84,7 +84,7 @@ class Unwrapping:
         def add(place: tuple[int, int]) -> None:
             self._add(*place, offsets[first[place] :])
 
-        each_in_threads(add, [(i, j) for i in rows for j in columns], threads)
+        each_in_threads(add, [(i, j) for i in rows for j in columns], threads=threads)
         return self.turns, regions
 
     def _window(self, i: int, j: int) -> tuple[int, int, int, int]:

@@ -12,6 +12,7 @@ from cpikan_hr.errors import UserError
 from cpikan_hr.evaluate import costs, evaluate, surface
 from cpikan_hr.problems import Problem
 from cpikan_hr.problems.decode import decode_stack
+from cpikan_hr.processes import compute_device
 from cpikan_hr.training.weights import Trained
 
 
@@ -31,7 +32,7 @@ def classical_rmse(problem: Problem | None, folder: Path, remove_offset: bool) -
     if stack is None or stack.reference is None or stack.phase_steps_rad is None:
         return None
     with tempfile.TemporaryDirectory(prefix=".report-", suffix=".part", dir=folder) as scratch:
-        path, _ = decode_stack(stack.stack, Path(scratch) / "classical.npy")
+        path, _ = decode_stack(stack.stack, Path(scratch) / "classical.npy", device=compute_device())
         found = difference(open_source(path), open_source(stack.reference))
     rmse = found.deviation if remove_offset else found.rms
     return None if math.isnan(rmse) else rmse

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from interferograms import RANGE, WAVELENGTHS, expose, full_turn, write_stack, wrong_steps
 from PIL import Image
 
@@ -30,14 +31,15 @@ def make(K, steps, harmonic=HARMONIC, n=20000):
 def test_a_known_harmonic_is_corrected_exactly(K, weighted):
     steps = full_turn(4, K) + np.random.default_rng(0).uniform(-0.2, 0.2, (4, K))
     height, frames, bright = make(K, steps, n=500)
-    weights = np.random.default_rng(1).uniform(0.5, 2, (4, K, 500)) if weighted else None
-    demodulator = Demodulator(WAVELENGTHS, steps, np.float64, HARMONIC)
-    background, modulation, fraction, _ = demodulator.demodulate(frames[:, :, 0], weights)
+    frames = torch.from_numpy(frames[:, :, 0])
+    weights = torch.from_numpy(np.random.default_rng(1).uniform(0.5, 2, (4, K, 500))) if weighted else None
+    demodulator = Demodulator(WAVELENGTHS, steps, HARMONIC)
+    background, modulation, fraction, _ = demodulator.demodulate(frames, weights)
     phase = 4e-3 * np.pi * height / np.array(WAVELENGTHS)[:, None]
-    np.testing.assert_allclose(np.exp(2j * np.pi * fraction), np.exp(1j * phase), atol=1e-9)
+    np.testing.assert_allclose(np.exp(2j * np.pi * fraction.numpy()), np.exp(1j * phase), atol=1e-9)
     np.testing.assert_allclose(background, np.tile(120 * bright, (4, 1)), rtol=1e-9)
     np.testing.assert_allclose(modulation, np.tile(80 * bright, (4, 1)), rtol=1e-9)
-    np.testing.assert_allclose(demodulator.levels(background, modulation, fraction), frames[:, :, 0], rtol=1e-9)
+    np.testing.assert_allclose(demodulator.levels(background, modulation, fraction), frames, rtol=1e-9)
 
 
 @pytest.mark.parametrize(("K", "wrong"), [(3, False), (4, False), (4, True), (5, True)])

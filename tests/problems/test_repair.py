@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from cpikan_hr.cli import main as cli
 from cpikan_hr.data.source import open_source
@@ -50,9 +51,9 @@ def test_a_repaired_height_is_one_of_its_own_phases(noisy):
     plain, repaired = (StackDecoder(noisy, noise=Noise(10.0), repair=repair).decode(*WHOLE) for repair in (False, True))
     changed = np.isfinite(repaired.height_nm) & (plain.height_nm != repaired.height_nm)
     assert changed.sum() > 300
-    frames = noisy.read(*WHOLE)[:, :, changed]
-    demodulator = Demodulator(noisy.wavelengths_um, noisy.phase_steps_rad, np.float64)
-    _, _, fraction, weight = Weighing(demodulator, None, noisy.bit_depth).demodulate(frames)
+    frames = torch.from_numpy(noisy.read(*WHOLE)[:, :, changed]).double()
+    demodulator = Demodulator(noisy.wavelengths_um, noisy.phase_steps_rad)
+    _, _, fraction, weight = (each.numpy() for each in Weighing(demodulator, None, noisy.bit_depth).demodulate(frames))
     half = 500 * np.array(noisy.wavelengths_um)[:, None]
     height = repaired.height_nm[changed].astype(np.float64)
     nearest = half * (fraction + np.rint(height / half - fraction))
@@ -89,14 +90,14 @@ ORDER = 2800.0
 
 def decide(height, margin, chi_square, valid=None):
     """Repairs maps whose pixels could be an order higher or lower too, which costs them `chi_square` [3, h, w]."""
-    height, margin = np.array(height, np.float64), np.array(margin, np.float64)
-    own = height.copy()
+    height, margin, chi_square = (torch.tensor(each).double() for each in (height, margin, chi_square))
+    own, valid = height.clone(), torch.from_numpy(np.ones(height.shape, bool) if valid is None else valid)
 
     def candidates(iy, ix):
-        return own[iy, ix] + ORDER * np.array([[-1], [0], [1]]), chi_square[:, iy, ix]
+        return own[iy, ix] + ORDER * torch.tensor([[-1], [0], [1]]), chi_square[:, iy, ix]
 
-    undecided = repair_orders(height, margin, np.ones(own.shape, bool) if valid is None else valid, candidates, ORDER)
-    return height, undecided
+    undecided = repair_orders(height, margin, valid, candidates, ORDER)
+    return height.numpy(), undecided.numpy()
 
 
 def costs(shape, *values):

@@ -21,7 +21,7 @@ def test_weighted_pixels_are_those_of_a_general_least_squares_fit():
     weights = rng.uniform(0.1, 2, (2, 5, 60))
     weights[0, :, :10] = 0.7  # equal: the fast path
     weights[1, 1:3, ::4] = 0
-    found = Demodulator([5.0, 5.5], steps, np.float64).demodulate(frames, weights)
+    found = Demodulator([5.0, 5.5], steps).demodulate(torch.from_numpy(frames), torch.from_numpy(weights))
     for j, wavelength in enumerate([5.0, 5.5]):
         model = np.stack([np.ones(5), np.cos(steps[j]), -np.sin(steps[j])], axis=1)
         for i in range(60):
@@ -85,8 +85,8 @@ def test_the_weights_of_samples_are_their_inverse_variances():
     frames[2, 3, 0, :7] = 255
     steps = full_turn(4, 5)
     steps[1, 4] = np.nan  # there is no such frame
-    weighing = Weighing(Demodulator(WAVELENGTHS, steps, np.float32), Noise(1.5, 0.5), 8)
-    weights = np.array(weighing.weights(frames[:, :, 0]))
+    weighing = Weighing(Demodulator(WAVELENGTHS, steps), Noise(1.5, 0.5), 8)
+    weights = weighing.weights(torch.from_numpy(frames[:, :, 0]).float()).numpy()
     expected = 1 / (1.5**2 + 1 / 12 + 0.5 * expose(np.full((1, 2000), 3210.0), WAVELENGTHS, full_turn(4, 5), 100, 85))
     assert (weights[2, 3, :7] == 0).all() and (weights[1, 4] == 0).all()
     weights[2, 3, :7], weights[1, 4] = weights[2, 3, 7:14], expected[1, 4, 0]

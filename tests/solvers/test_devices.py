@@ -1,4 +1,6 @@
-"""The start works on one device: nothing that is computed there meets a tensor left on the CPU."""
+"""Start and decode work on one device: nothing that is computed there meets a tensor left on the CPU."""
+
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -6,6 +8,11 @@ import torch
 from cases import GROWN, GROWN_SIREN, SPARSE, field_of, natural, reader, recipe_of
 from pretended import DEVICE, DeviceMix, Pretended, pretending
 
+from cpikan_hr.data.camera import Imperfections
+from cpikan_hr.data.stack import open_stack
+from cpikan_hr.data.synth import synth
+from cpikan_hr.problems.decode import StackDecoder
+from cpikan_hr.problems.noise import Noise
 from cpikan_hr.processes import ALONE
 from cpikan_hr.solvers import budget, grid_sweeps, growth, last_layer, spectral, start
 
@@ -72,6 +79,20 @@ def test_a_device_solves_what_the_cpu_solves(device, name, noisy, monkeypatch):
         assert other["rmse"] == pytest.approx(row["rmse"], rel=tolerance)
     if device != "cuda":
         assert torch.allclose(there, value, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", [CUDA, pytest.param(DEVICE, id="pretended")])
+def test_a_device_decodes_what_the_cpu_decodes(device, tmp_path):
+    flaws = Imperfections(saturated=0.02, gain=0.5)
+    stack = open_stack(synth(tmp_path / "stack", size=(120, 150), noise=8.0, seed=1, flaws=flaws))
+    for noise, repair in ((None, False), (Noise(8.0, 0.5), True)):
+        expected = StackDecoder(stack, noise=noise, repair=repair).decode(0, 120, 0, 150)
+        with pretending() if device == DEVICE else nullcontext():
+            found = StackDecoder(stack, noise=noise, repair=repair, device=device).decode(0, 120, 0, 150)
+        assert np.array_equal(np.isfinite(found.height_nm), np.isfinite(expected.height_nm))
+        for name in ("height_nm", "sigma_nm", "quality", "background", "modulation"):
+            pair = getattr(found, name), getattr(expected, name)
+            np.testing.assert_allclose(*pair, rtol=1e-3, atol=0.02, err_msg=name)
 
 
 def test_the_pretended_device_refuses_what_cuda_refuses():
