@@ -75,13 +75,25 @@ def test_a_checkpoint_gets_its_name_when_all_ranks_have_written(config, launched
     assert (run / "checkpoints" / "step_00000010" / "late").read_text() == "whole"
 
 
+def mixed_program(folder: Path) -> tuple[str, ...]:
+    """Trains in `folder / "run"`."""
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(mixed(folder) | {"output": str(folder / "run")}))
+    return "-m", "cpikan_hr.train", "--config", str(recipe)
+
+
+@pytest.fixture(scope="module")
+def trained_by_the_cpu(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cpu")
+    run_alone(*mixed_program(folder)).check()
+    return folder / "run"
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here; FSDP2 is offered only beside one")
-@pytest.mark.parametrize("config", ["single_gpu", "ddp", "fsdp2", "zero3"])
-def test_a_gpu_trains_what_the_cpu_trains(config, launched, tmp_path):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(mixed(tmp_path) | {"output": str(tmp_path / "run")}))
-    launch(config, "-m", "cpikan_hr.train", "--config", str(recipe), processes=1, gpu=True).check()
-    run, reference = tmp_path / "run", launched("alone").run("mixed")
+@pytest.mark.parametrize("config", ["fsdp2", "zero3", "zero2", "ddp", "single_gpu"])
+def test_a_gpu_trains_what_the_cpu_trains(config, trained_by_the_cpu, tmp_path):
+    launch(config, *mixed_program(tmp_path), processes=1, gpu=True).check()
+    run, reference = tmp_path / "run", trained_by_the_cpu
     assert relative_difference(metrics(run, "loss"), metrics(reference, "loss")) < 1e-3
     assert weight_difference(field(run), field(reference)) < 1e-3
 
@@ -130,9 +142,7 @@ def test_fsdp2_without_a_gpu_says_so_in_one_line(tmp_path):
 @pytest.mark.parametrize("config", ["alone", "ddp_cpu", "zero3_offload"])
 def test_processes_that_import_the_program_themselves_train_the_same(config, launched, tmp_path):
     """As a user starts them; everything else here runs in forks, and through `each.py`."""
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(mixed(tmp_path) | {"output": str(tmp_path / "run")}))
-    program = ("-m", "cpikan_hr.train", "--config", str(recipe))
+    program = mixed_program(tmp_path)
     (run_alone(*program) if config == "alone" else launch(config, *program, forked=False)).check()
     assert metrics(tmp_path / "run", "loss") == pytest.approx(metrics(launched(config).run("mixed"), "loss"), rel=1e-6)
 
