@@ -27,15 +27,16 @@ from cpikan_hr.data.writers import MapWriter
 from cpikan_hr.errors import UserError
 from cpikan_hr.parallel import at_once, each_in_threads
 from cpikan_hr.problems.calibration import calibrate
+from cpikan_hr.problems.neighbours import PENALTY
 from cpikan_hr.problems.noise import Noise, Weighing
 from cpikan_hr.problems.orders import OrderSearch, unambiguous_range_um
 from cpikan_hr.problems.phases import VECTOR, Demodulator
-from cpikan_hr.problems.repair import HALO, PENALTY, repair_orders
+from cpikan_hr.problems.repair import HALO, repair_orders
 from cpikan_hr.problems.steps import Shared
 from cpikan_hr.problems.unwrap import Unwrapping
 
 CHUNK = 2**16  # pixels decoded at a time
-ROWS, COLUMNS = 256, 2048  # that a thread reads and decodes at a time
+ROWS, COLUMNS = 512, 2048  # that a thread reads and decodes at a time
 
 _log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from cpikan_hr.data.once import Once
 from cpikan_hr.parallel import at_once
 from cpikan_hr.problems.base import Target
 
-CELL = 256, 1024  # rows and columns that are reckoned together: rows are read one by one, and had better be long
+CELL = 512, 1024  # rows and columns that are reckoned together: rows are read one by one, and had better be long
 
 
 class SpooledTarget:

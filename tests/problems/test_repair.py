@@ -10,9 +10,10 @@ from cpikan_hr.data.stack import open_stack
 from cpikan_hr.data.synth import synth
 from cpikan_hr.errors import UserError
 from cpikan_hr.problems.decode import StackDecoder, decode_stack
+from cpikan_hr.problems.neighbours import PENALTY
 from cpikan_hr.problems.noise import Noise, Weighing
 from cpikan_hr.problems.phases import Demodulator
-from cpikan_hr.problems.repair import HALO, PENALTY, repair_orders
+from cpikan_hr.problems.repair import HALO, repair_orders
 
 SIZE = (700, 1200)
 WHOLE = (0, SIZE[0], 0, SIZE[1])
@@ -113,6 +114,27 @@ def test_a_doubtful_pixel_moves_to_the_order_of_its_surroundings_and_a_sure_one_
         assert found[4, 4] == expected and not undecided.any()
         found[4, 4] = 50
         assert (found == 50).all()
+
+
+@pytest.mark.parametrize(("side", "own"), [(4, 12), (10, 8), (14, 6)])
+def test_a_region_that_agrees_on_a_wrong_order_is_moved_as_a_whole(side, own):
+    """Pixel by pixel its inside would confirm itself. A real step that crosses it stays."""
+    height, margin = np.zeros((50, 50)), np.full((50, 50), 1e3)
+    height[:, 25:] = 400
+    truth, region = height.copy(), np.s_[15 : 15 + side, 20 : 20 + side]
+    height[region] += ORDER
+    margin[region] = own
+    found, undecided = decide(height, margin, costs((50, 50), own, 0, 90))
+    np.testing.assert_array_equal(found, truth)
+    assert not undecided.any()
+
+
+def test_a_region_whose_frames_say_that_it_is_an_order_high_stays():
+    height, margin = np.zeros((50, 50)), np.full((50, 50), 1e3)
+    particle = np.s_[20:30, 20:30]
+    height[particle], margin[particle] = ORDER, 30
+    found, _ = decide(height, margin, costs((50, 50), 30, 0, 90))
+    np.testing.assert_array_equal(found, height)
 
 
 def test_real_features_of_doubtful_pixels_stay():

@@ -73,7 +73,7 @@ def test_a_device_solves_what_the_cpu_solves(device, name, noisy, monkeypatch):
             monkeypatch.setattr(module, "in_threads", lambda function, items, _: (function(item) for item in items))
         with pretending():
             found, there = solve(LEVELS[name], noisy, device)
-    # Rounding moves terms across their threshold; after a sweep over equal tiles, weights that begin 1e-7 apart are 3 %.
+    # Rounding moves terms across their threshold; a sweep over equal tiles turns 1e-7 of their weights into 3 %.
     tolerance = 1e-6 if device != "cuda" else 0.1 if name == "equal" else 0.02
     for row, other in zip(expected, found, strict=True):
         assert other["params"] == pytest.approx(row["params"], rel=tolerance)
