@@ -59,5 +59,7 @@ def of_measured_maps(folder: Path, into: Path) -> list[Case]:
         topography = open_topography(str(folder / name)).topography().to_unit("nm")
         path = into / f"{name}.npy"
         np.save(path, np.ma.filled(np.ma.asarray(topography.heights(), float), np.nan))
-        cases += [Case(f"{name}, sigma {n}", n, {"height": path}, base="recipes/surface.yaml") for n in (2, 5)]
+        for noise, most in ((2, 0.33), (5, 0.27)):
+            asked = {"limits": limits(most, 0.95), "base": "recipes/surface.yaml"}
+            cases.append(Case(f"{name}, sigma {noise}", noise, {"height": path}, **asked))
     return cases
