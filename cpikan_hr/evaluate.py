@@ -21,7 +21,8 @@ from cpikan_hr.quantities import stack_mask
 from cpikan_hr.runtime import peak_rss_mb
 from cpikan_hr.training.weights import Trained
 
-STRIP = 2**20  # pixels of one strip
+STRIP = 2**20  # pixels rendered at a time
+COMPARED = 2**19  # and compared by one thread
 HALO = 3  # half of the SSIM window
 POINTS = 2**15  # evaluated at a time, one by one
 
@@ -30,17 +31,12 @@ def rendered_once(trained: Trained, rows: int | None = None) -> Once:
     """The field at its pixels, float32 [h, W, C], in strips of so many rows."""
     field, _, about = trained
     shape = *about["shape"], about["channels"]
-    rows = rows or at_once(_rows(shape[1]), field.device)
+    rows = rows or max(2 * HALO + 1, at_once(STRIP, field.device) // shape[1])
 
     def values(*window: int) -> np.ndarray:
         return field.pixels(*window).permute(1, 2, 0).cpu().numpy()
 
     return Once("the rendered field", values, shape, (rows, shape[1]))
-
-
-def _rows(width: int) -> int:
-    """Of the strips that are looked at together, on the host."""
-    return max(2 * HALO + 1, STRIP // width)
 
 
 def evaluate(
@@ -104,7 +100,7 @@ def surface(trained: Trained, remove: str = "plane", rendered: Once | None = Non
         return {}
     height, width = about["shape"]
     rendered, inside, xs = rendered or rendered_once(trained), stack_mask(recipe), pixel_axis(0, width)
-    rows = min(rendered.cell[0], _rows(width))
+    rows = _compared_rows(rendered)
 
     def strip(y0: int) -> tuple[int, np.ndarray]:
         y1 = min(y0 + rows, height)
@@ -118,6 +114,11 @@ def surface(trained: Trained, remove: str = "plane", rendered: Once | None = Non
     return surface_figures(heights, (height, width), remove) | {"removed": remove}
 
 
+def _compared_rows(rendered: Once) -> int:
+    """On the host, whatever rendered them."""
+    return min(rendered.cell[0], max(2 * HALO + 1, COMPARED // rendered.shape[1]))
+
+
 def strips(
     rendered: Once, reference: Source, function: Callable[[slice, np.ndarray, np.ndarray], Any], halo: int = 0
 ) -> Iterator[Any]:
@@ -126,7 +127,7 @@ def strips(
     truth and value [h, W, C] are float32 and reach `halo` rows beyond the strip, where there are any; rows: the strip.
     """
     height, width = rendered.shape[:2]
-    rows = min(rendered.cell[0], _rows(width))
+    rows = _compared_rows(rendered)
 
     def strip(start: int) -> Any:
         window = max(0, start - halo), min(height, start + rows + halo), 0, width

@@ -36,7 +36,7 @@ from cpikan_hr.problems.steps import Shared
 from cpikan_hr.problems.unwrap import Unwrapping
 
 CHUNK = 2**16  # pixels decoded at a time
-ROWS, COLUMNS = 512, 2048  # that a thread reads and decodes at a time
+ROWS, COLUMNS = 512, 1024  # that a thread reads and decodes at a time
 
 _log = logging.getLogger(__name__)
 
@@ -145,15 +145,15 @@ class _Solver:
 
         A pixel with fewer orders than others has infinite chi-squares in the place of the missing ones.
         """
-        _, _, fraction, weight = (each[:, : frames.shape[2]] for each in self._demodulated(frames))
-        total = weight.sum(0)
+        _, _, fraction, weight = self._demodulated(frames)
+        n, total = frames.shape[2], weight.sum(0)
         weight = weight / total.clamp_min(torch.finfo(weight.dtype).tiny)
-        heights = weight.new_zeros(max(map(len, self.orders.orders)), frames.shape[2])
+        heights = weight.new_zeros(max(map(len, self.orders.orders)), len(total))
         cost = torch.full_like(heights, torch.inf)
         for base, pixels in self.orders.groups(weight):
             for k, each in enumerate(self.orders.candidates(base, fraction[:, pixels], weight[:, pixels])):
                 heights[k, pixels], cost[k, pixels] = each[0], each[1] * total[pixels]
-        return heights, cost
+        return heights[:, :n], cost[:, :n]
 
 
 def _precision(frames: Tensor) -> torch.dtype:
