@@ -10,7 +10,6 @@ Invariant: when the generator ends, or is left, no thread of it runs any more, a
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 from typing import TypeVar
 
 import torch
@@ -51,21 +50,3 @@ def in_threads(
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(before)
-
-
-def each_in_threads(
-    function: Callable[[Item], object],
-    items: Iterable[Item],
-    device: torch.device | str = "cpu",
-    threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Calls `function(item)` for every item, as `in_threads` does; no thread is running any more when it ends.
-
-    `progress(done, total)` is called in this thread.
-    """
-    items = list(items)
-    with closing(in_threads(function, items, device, threads)) as results:
-        for done, _ in enumerate(results, start=1):
-            if progress:
-                progress(done, len(items))

@@ -22,10 +22,10 @@ from cpikan_hr.data.glints import MOST
 from cpikan_hr.data.measured import MeasuredSurface
 from cpikan_hr.data.scene import HEIGHT_RANGE_UM, Wafer
 from cpikan_hr.data.stack import MIN_STEPS, STACK_FILE
+from cpikan_hr.data.threads import each_in_threads
 from cpikan_hr.data.writers import MapWriter, check_space
 from cpikan_hr.errors import UserError
 from cpikan_hr.files import created_folder, writing
-from cpikan_hr.parallel import each_in_threads
 
 WINDOW = BLOCK[0], 2 * BLOCK[1]  # px that a thread makes at a time
 MARKER = "# written by cpikan-hr synth"
@@ -129,8 +129,8 @@ def _write_frames(folder: Path, camera: Camera, format: str, threads: int | None
                 writer.write(y0, x0, frame)
 
         corners = product(range(0, height, down), range(0, width, across))
-        each_in_threads(render, corners, threads=threads, progress=progress)
-        each_in_threads(MapWriter.finish, [truth, *writers], threads=threads)
+        each_in_threads(render, corners, threads, progress)
+        each_in_threads(MapWriter.finish, [truth, *writers], threads)
 
 
 def _write_yaml(folder: Path, camera: Camera, format: str, scene: str) -> None:

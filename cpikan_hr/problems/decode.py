@@ -13,7 +13,7 @@ Invariants
 import logging
 import os
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from cpikan_hr.data.source import Source
 from cpikan_hr.data.stack import Stack
 from cpikan_hr.data.writers import MapWriter
 from cpikan_hr.errors import UserError
-from cpikan_hr.parallel import at_once, each_in_threads
+from cpikan_hr.parallel import at_once, in_threads
 from cpikan_hr.problems.calibration import calibrate
 from cpikan_hr.problems.neighbours import PENALTY
 from cpikan_hr.problems.noise import Noise, Weighing
@@ -277,7 +277,10 @@ def decode_stack(
                 qualities.write(y0, x0, decoded.quality)
 
         corners = [(y, x) for y in range(0, rows, ROWS) for x in range(0, columns, wide)]
-        each_in_threads(decode, corners, device, threads, progress)
+        with closing(in_threads(decode, corners, device, threads)) as decoded:
+            for done, _ in enumerate(decoded, start=1):
+                if progress:
+                    progress(done, len(corners))
         for writer in filter(None, (heights, qualities)):
             writer.convert()
         return heights.finish(), qualities.finish() if qualities else None

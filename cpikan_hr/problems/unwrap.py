@@ -12,6 +12,8 @@ Invariants
 """
 
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +21,7 @@ import scipy  # whose parts load when they are first used, and skimage's
 import skimage
 
 from cpikan_hr.data.spool import SpooledMap
-from cpikan_hr.parallel import each_in_threads
+from cpikan_hr.parallel import in_threads
 
 TILE = 512  # px; unwrapping takes some 100 bytes for each pixel
 OVERLAP = 16  # px that a tile reaches into the next
@@ -62,12 +64,7 @@ class Unwrapping:
         first = np.zeros((len(rows), len(columns)), int)  # number of each tile's first part
         pixels, phase, links, above, parts = [], [], [], [], 0
         for i in rows:
-            row: list[Tile | None] = [None] * len(columns)
-
-            def tile(j: int, i=i, row=row) -> None:
-                row[j] = self._tile(i, j)
-
-            each_in_threads(tile, columns, threads=threads)
+            row = list(in_threads(partial(self._tile, i), columns, threads=threads))
             for j, this in enumerate(row):
                 first[i, j] = parts
                 parts += len(this.pixels)
@@ -84,7 +81,8 @@ class Unwrapping:
         def add(place: tuple[int, int]) -> None:
             self._add(*place, offsets[first[place] :])
 
-        each_in_threads(add, [(i, j) for i in rows for j in columns], threads=threads)
+        for _ in in_threads(add, product(rows, columns), threads=threads):
+            pass
         return self.turns, regions
 
     def _window(self, i: int, j: int) -> tuple[int, int, int, int]:

@@ -19,8 +19,8 @@ from cpikan_hr.data.scene import HEIGHT_RANGE_UM, Wafer
 from cpikan_hr.data.source import open_source
 from cpikan_hr.data.stack import open_stack
 from cpikan_hr.data.synth import synth
+from cpikan_hr.data.threads import each_in_threads
 from cpikan_hr.errors import UserError
-from cpikan_hr.parallel import each_in_threads
 from cpikan_hr.problems.decode import decode_window
 
 SHAPE, WAVELENGTHS = (300, 1100), (5.0, 5.5, 6.05, 6.655)
