@@ -57,6 +57,16 @@ def amplitude(text: str) -> float:
     return value
 
 
+def finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a finite number")
+    return value
+
+
 # those of quantities.py, which would import torch
 QUANTITIES = ("value", "gradient", "laplacian", "sigma", "background", "modulation", "residual", "valid", "error")
 REMOVE = "what is taken from heights before pv, sq and sa: the mean, the plane, or the second-order surface"
@@ -77,6 +87,8 @@ def parser() -> Parser:
     synth.add_argument("--step-error", type=float, default=0.0, help="rms error of the phase steps, rad")
     synth.add_argument("--missing", type=int, default=0, help="frames of each wavelength that are not there")
     synth.add_argument("--saturated", type=float, default=0.0, help="part of the pixels in glints that clip")
+    synth.add_argument("--carrier", type=finite, nargs=2, default=None, metavar=("ROWS", "COLUMNS"),
+                       help="tilt of the reference: nm of height per row and per column")  # fmt: skip
     synth.add_argument("--height", type=Path, default=None, help="take the surface from a map in nm (.npy, TIFF)")
     synth.add_argument("--scale", type=float, default=None, help="multiply the heights of that map")
     synth.add_argument("--seed", type=int, default=0)
@@ -153,6 +165,7 @@ def run_synth(arguments) -> None:
         arguments.out, size=arguments.size, wavelengths_um=chosen, steps=steps, noise=arguments.noise,
         seed=arguments.seed, bit_depth=arguments.bits, format=arguments.format, height=arguments.height,
         scale=1.0 if arguments.scale is None else arguments.scale, flaws=flaws, progress=Progress("synth"),
+        carrier_nm_per_px=None if arguments.carrier is None else tuple(arguments.carrier),
     )  # fmt: skip
     print(arguments.out)
 

@@ -56,6 +56,7 @@ class Camera:
     noise: float
     bit_depth: int
     flaws: Imperfections = PERFECT
+    carrier_nm_per_px: tuple[float, float] | None = None  # tilt of the reference, along rows and columns
 
     @cached_property
     def kept(self) -> np.ndarray:
@@ -99,6 +100,12 @@ class Camera:
                 self._expose(out[:, *part], height_nm[part], brightness[part], (by, bx), inside)
         return out
 
+    def _carrier_nm(self, block: tuple[int, int], inside: tuple[slice, slice]) -> np.ndarray:
+        """What the tilt adds to the height, float64 [h, w]: zero at the centre of the frame."""
+        centres = [b * n + np.arange(n)[part] + 0.5 for b, n, part in zip(block, BLOCK, inside, strict=True)]
+        y, x = (c - size / 2 for c, size in zip(centres, self.scene.shape, strict=True))
+        return self.carrier_nm_per_px[0] * y[:, None] + self.carrier_nm_per_px[1] * x
+
     def _expose(self, out, height_nm, brightness, block, inside) -> None:
         """Frames of the part `inside` of noise block `block`."""
         top = 2**self.bit_depth - 1
@@ -108,6 +115,9 @@ class Camera:
         for j, wavelength in enumerate(self.wavelengths_um):
             # 4 pi h / lambda, with lambda in nm; the steps follow from cos(a + b) = cos a cos b - sin a sin b.
             phase = height_nm * np.float32(4e-3 * np.pi / wavelength)
+            if self.carrier_nm_per_px is not None:
+                cycles = self._carrier_nm(block, inside) / (500 * wavelength)
+                phase += (2 * np.pi * (cycles - np.rint(cycles))).astype(np.float32)
             in_phase, quadrature = modulation * np.cos(phase), modulation * np.sin(phase)
             for number, step in zip(self.kept[j], self.true_steps_rad[j], strict=True):
                 level = in_phase * np.float32(np.cos(step))

@@ -75,3 +75,7 @@ class OrientedStack:
     def mask(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         stored = self.stack.mask(*self.orientation.stored_window(y0, y1, x0, x1))
         return self.orientation.apply(stored, (0, 1))
+
+    def carrier(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray | None:
+        stored = self.stack.carrier(*self.orientation.stored_window(y0, y1, x0, x1))
+        return None if stored is None else self.orientation.apply(stored, (0, 1))

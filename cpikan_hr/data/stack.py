@@ -2,7 +2,7 @@
 
 Invariants
 * Frames are ordered wavelength-major, first all phase steps of wavelength 0; frame k of wavelength j obeys
-  I_jk = A_j + B_j cos(4 pi h / lambda_j + delta_jk).
+  I_jk = A_j + B_j cos(4 pi (h + carrier) / lambda_j + delta_jk).
 * Wavelengths may have different numbers of steps: what the shorter ones lack up to K is NaN in `phase_steps_rad` and
   0 in what `read` returns.
 * All frames have one size and one dtype; only the windows asked for are read.
@@ -53,6 +53,9 @@ class StackFile(BaseModel):
     height_range_um: tuple[Finite, Finite] | None = Field(None, description="lowest and highest height that can occur")
     bit_depth: int = Field(8, description="bits of a grey value, 1 to 16")
     channel: int | None = Field(None, ge=0, le=2, description="which channel of colour frames to use")
+    carrier_nm_per_px: tuple[Finite, Finite] | None = Field(
+        None, description="tilt of the reference: height in nm that each row and column adds to what the fringes show"
+    )
     reference: str | None = Field(None, description="map of the true height in nm, where it is known")
 
 
@@ -67,6 +70,7 @@ class Stack:
     bit_depth: int
     shape: tuple[int, int]
     frame_names: list[str]
+    carrier_nm_per_px: tuple[float, float] | None
     reference: Path | None  # true height in nm
     path: Path
     _frames: Sequence[Source] = field(repr=False)
@@ -111,6 +115,18 @@ class Stack:
             y, x = np.arange(y0, y1)[:, None] + 0.5 - row, np.arange(x0, x1) + 0.5 - column
             return y * y + x * x <= radius * radius
         return self._mask.read(y0, y1, x0, x1).any(axis=-1)
+
+    def carrier(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray | None:
+        """Height in nm that the carrier adds at the pixels, float64 [y1 - y0, x1 - x0]; None without one.
+
+        It is zero at the centre of the frame.
+        """
+        if self.carrier_nm_per_px is None:
+            return None
+        height, width = self.shape
+        along_y, along_x = self.carrier_nm_per_px
+        rows, columns = np.arange(y0, y1) + 0.5 - height / 2, np.arange(x0, x1) + 0.5 - width / 2
+        return along_y * rows[:, None] + along_x * columns
 
     def _check_values(self, frame: Source, window: np.ndarray, y0: int, x0: int) -> None:
         if window.dtype.kind == "f":
@@ -162,6 +178,7 @@ def open_stack(path: str | os.PathLike) -> Stack:
         wavelengths_um=given.wavelengths_um, phase_steps_rad=steps, pixel_pitch_um=given.pixel_pitch_um,
         height_range_um=given.height_range_um, bit_depth=given.bit_depth, shape=first.shape[:2],
         frame_names=[frame.name for frame in frames], reference=reference, path=path,
+        carrier_nm_per_px=given.carrier_nm_per_px,
         _frames=frames, _channel=channel, _mask=_open_mask(path, given.mask, first.shape[:2]),
     )  # fmt: skip
 

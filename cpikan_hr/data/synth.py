@@ -46,6 +46,7 @@ def synth(
     height: str | os.PathLike | None = None,
     scale: float = 1.0,
     flaws: Imperfections = PERFECT,
+    carrier_nm_per_px: tuple[float, float] | None = None,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -54,7 +55,8 @@ def synth(
     `size`: (H, W) px. `noise`: standard deviation in grey levels of an 8-bit camera; scaled with the full range.
     `bit_depth`: 8, 10, 12 or 16. `format`: bmp, png, tiff, npy (one file per frame) or zarr (one array); default bmp
     for 8 bits, tiff otherwise. `height`: the surface is `scale` times this map (.npy or TIFF, nm), mirrored where it
-    ends, in place of the wafer's own. `flaws`: what the instrument does not know about itself.
+    ends, in place of the wafer's own. `flaws`: what the instrument does not know about itself. `carrier_nm_per_px`:
+    tilt of the reference along rows and columns, which the fringes show beside the height.
     `progress(done, total)` counts windows. A stack written here before is replaced.
     UserError: what is asked for cannot be, the folder holds something else, the disk is too small.
     """
@@ -62,7 +64,8 @@ def synth(
     format = format or ("bmp" if bit_depth == 8 else "tiff")
     _check(out_dir, size, wavelengths_um, steps, noise, seed, bit_depth, format, scale, flaws)
     surface = Wafer(size, seed) if height is None else MeasuredSurface(size, seed, height, scale)
-    camera = Camera(surface, tuple(float(w) for w in wavelengths_um), steps, noise, bit_depth, flaws)
+    lengths = tuple(float(w) for w in wavelengths_um)
+    camera = Camera(surface, lengths, steps, noise, bit_depth, flaws, carrier_nm_per_px)
     part = out_dir.with_name(out_dir.name + ".part")
     n_frames = camera.kept.size
     scratch = 2 if format in ("png", "tiff") else 1  # their rows are collected in a raw file first
@@ -144,6 +147,8 @@ def _write_yaml(folder: Path, camera: Camera, format: str, scene: str) -> None:
         "bit_depth": camera.bit_depth,
         "reference": "height_true.npy",
     }
+    if camera.carrier_nm_per_px is not None:
+        content["carrier_nm_per_px"] = list(camera.carrier_nm_per_px)
     about = f"{MARKER}: {scene}, seed {camera.scene.seed}, noise {camera.noise:g} levels of 8 bits\n"
     (folder / STACK_FILE).write_text(about + yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     if camera.flaws.step_error:

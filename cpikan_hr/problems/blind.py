@@ -16,6 +16,7 @@ import torch
 
 from cpikan_hr.errors import UserError
 from cpikan_hr.problems.phases import Demodulator
+from cpikan_hr.problems.sample import Sample
 from cpikan_hr.problems.steps import Shared, misfit
 
 ITERATIONS = 50
@@ -25,17 +26,17 @@ CLEARLY = 0.5  # of the misfit of ascending steps: what other signs must reach
 
 
 def guess_steps(
-    frames: np.ndarray, present: np.ndarray, wavelengths_um: Sequence[float], height_range_um: tuple[float, float]
+    sample: Sample, present: np.ndarray, wavelengths_um: Sequence[float], height_range_um: tuple[float, float]
 ) -> np.ndarray:
-    """Phase steps [J, K] of the sample `frames` [J, K, n]; the first of every wavelength is 0.
+    """Phase steps [J, K] of the sample; the first of every wavelength is 0.
 
     UserError: frames without fringes.
     """
     steps = np.full(present.shape, np.nan)
     for j, there in enumerate(present):
-        steps[j, there] = _ascending(_iterate(frames[j][there], j))
+        steps[j, there] = _ascending(_iterate(sample.frames[j][there], j))
     if 1 < len(steps) <= 6:
-        few = frames[..., :: -(-frames.shape[-1] // TRIED)]
+        few = sample.fewer(TRIED)
         signs = [np.array([1, *rest])[:, None] for rest in product((1, -1), repeat=len(steps) - 1)]
         misfits = [misfit(few, wavelengths_um, height_range_um, Shared(sign * steps)) for sign in signs]
         best = int(np.argmin(misfits))

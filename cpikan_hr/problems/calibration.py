@@ -29,16 +29,16 @@ def calibrate(stack: Stack, steps: Steps = "nominal", harmonic: bool = False) ->
     if stack.phase_steps_rad is None and steps != "unknown":
         raise UserError(f"{stack.path}: phase_steps_rad: unknown; write them there, or find them by steps: unknown")
     fitted = steps != "nominal" or harmonic
-    frames = read_sample(stack, FITTED if fitted else CHECKED)
+    sample = read_sample(stack, FITTED if fitted else CHECKED)
     try:
         if steps == "unknown":
-            shared = Shared(guess_steps(frames, stack.present, stack.wavelengths_um, height_range))
+            shared = Shared(guess_steps(sample, stack.present, stack.wavelengths_um, height_range))
         else:
             shared = Shared(stack.phase_steps_rad)
-            check_order(stack, frames, height_range, shared)
+            check_order(stack, sample, height_range, shared)
         if fitted:
             find = dict(steps=steps != "nominal", harmonic=harmonic)
-            shared = refine(frames, stack.wavelengths_um, height_range, shared, **find)
+            shared = refine(sample, stack.wavelengths_um, height_range, shared, **find)
     except UserError as error:
         where = str(stack.path)
         raise UserError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None

@@ -7,6 +7,7 @@ import numpy as np
 
 from cpikan_hr.data.stack import Stack
 from cpikan_hr.errors import UserError
+from cpikan_hr.problems.sample import Sample
 from cpikan_hr.problems.steps import Shared, misfit
 
 TRIED = 2000  # pixels on which other orders are tried
@@ -17,17 +18,18 @@ SAME_PHASE = 0.005  # cycles: phases closer than this are not told apart
 ALL_PERMUTATIONS = 5  # steps per wavelength up to which all their orders are tried
 
 
-def check_order(stack: Stack, frames: np.ndarray, height_range_um: tuple[float, float], shared: Shared) -> None:
-    """UserError where the sample `frames` [J, K, n] fits badly as it stands, and clearly better in another order."""
+def check_order(stack: Stack, sample: Sample, height_range_um: tuple[float, float], shared: Shared) -> None:
+    """UserError where the sample fits badly as it stands, and clearly better in another order of its frames."""
     if not stack.present.all():
         return
-    few = frames[..., :: max(1, -(-frames.shape[-1] // TRIED))]
+    few = sample.fewer(TRIED)
     found = misfit(few, stack.wavelengths_um, height_range_um, shared)
     if found < SUSPICIOUS:
         return
-    flat, tried = few.reshape(-1, few.shape[-1]), []
-    for name, order in _orders(*few.shape[:2]):
-        tried.append((misfit(flat[order], stack.wavelengths_um, height_range_um, shared), name))
+    flat, tried = few.frames.reshape(-1, few.frames.shape[-1]), []
+    for name, order in _orders(*few.frames.shape[:2]):
+        other = few._replace(frames=flat[order])
+        tried.append((misfit(other, stack.wavelengths_um, height_range_um, shared), name))
     best = min(tried)[0]
     if best < EXPLAINED * found:
         names = [name for each, name in tried if each < AS_GOOD * best][:NAMED]

@@ -4,7 +4,8 @@ The baseline every field is measured against, and its start. Asked to, it decide
 (`repair.py`). One wavelength has no orders to choose from and is unwrapped (`unwrap.py`).
 
 Invariants
-* Frame model I_jk = A_j + B_j cos(4 pi h / lambda_j + delta_jk); one wavelength alone gives h modulo lambda_j / 2.
+* Frame model I_jk = A_j + B_j cos(4 pi (h + carrier) / lambda_j + delta_jk), the carrier a known tilt or none; one
+  wavelength alone gives h modulo lambda_j / 2.
 * Heights are in nm. Float64 frames are decoded in float64, everything else in float32 (rounding below 0.01 nm).
 * What a window holds does not depend on the window: repair and unwrapping see as far around it as they need. (To the
   last digit, where one thread computes it, as `in_threads` sees to, or a GPU.)
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from cpikan_hr.data.source import Source
 from cpikan_hr.data.stack import Stack
@@ -30,7 +32,7 @@ from cpikan_hr.problems.calibration import calibrate
 from cpikan_hr.problems.neighbours import PENALTY
 from cpikan_hr.problems.noise import Noise, Weighing
 from cpikan_hr.problems.orders import OrderSearch, unambiguous_range_um
-from cpikan_hr.problems.phases import VECTOR, Demodulator
+from cpikan_hr.problems.phases import VECTOR, Demodulator, without_carrier
 from cpikan_hr.problems.repair import HALO, repair_orders
 from cpikan_hr.problems.steps import Shared
 from cpikan_hr.problems.unwrap import Unwrapping
@@ -68,18 +70,20 @@ def decode_window(
     harmonic: np.ndarray | None = None,
     noise: Noise | None = None,
     bit_depth: int | None = None,
+    carrier_nm: np.ndarray | None = None,
 ) -> Decoded:
     """Decodes `frames` [J, K, h, w] with `phase_steps_rad` [J, K] into maps [h, w].
 
     `height_range_um`: where heights can be; default `unambiguous_range_um`. `harmonic` complex [J]: second harmonic of
     the fringes. `noise`: of a sample; default one grey level. `bit_depth`: of integer frames whose clipped samples are
     left out; a wavelength with fewer than three others drops out at that pixel, and quality falls in proportion.
+    `carrier_nm` float64 [h, w]: height that the fringes show and the maps do not.
     `sigma_nm` is first-order propagation of the noise; it is infinite where nothing is modulated.
     UserError: phase steps that do not determine a phase.
     """
     clips = bit_depth if frames.dtype.kind == "u" else None
     solver = _Solver(wavelengths_um, phase_steps_rad, height_range_um, harmonic, noise, clips)
-    return _in_numpy(solver.decode(_tensor(frames)))
+    return _in_numpy(solver.decode(_tensor(frames), None if carrier_nm is None else torch.from_numpy(carrier_nm)))
 
 
 def _tensor(frames: np.ndarray) -> Tensor:
@@ -95,22 +99,25 @@ class _Solver:
     """What is the same for all pixels. It computes where the frames are."""
 
     def __init__(self, wavelengths_um, phase_steps_rad, height_range_um, harmonic, noise, bit_depth):
+        self.wavelengths_um = wavelengths_um
         self.weighing = Weighing(Demodulator(wavelengths_um, phase_steps_rad, harmonic), noise, bit_depth)
         self.orders = OrderSearch(wavelengths_um, height_range_um or unambiguous_range_um(wavelengths_um))
 
-    def decode(self, frames: Tensor) -> Decoded:
-        """Frames [J, K, h, w] -> maps, as tensors."""
+    def decode(self, frames: Tensor, carrier: Tensor | None) -> Decoded:
+        """Frames [J, K, h, w] and the carrier's height [h, w] -> maps, as tensors."""
         J, K, h, w = frames.shape
         flat, chunk = frames.reshape(J, K, h * w), at_once(CHUNK, frames.device)
         maps = torch.empty(4 + 2 * J, h * w, dtype=_precision(frames), device=frames.device)
-        for part, into in zip(flat.split(chunk, dim=2), maps.split(chunk, dim=1), strict=True):
-            self._decode(part, into[:4], into[4:].unflatten(0, (2, J)))
+        for start in range(0, h * w, chunk):
+            part, into = slice(start, start + chunk), maps[:, start : start + chunk]
+            there = None if carrier is None else carrier.flatten()[part]
+            self._decode(flat[:, :, part], there, into[:4], into[4:].unflatten(0, (2, J)))
         maps = maps.unflatten(1, (h, w))
         return Decoded(*maps[:4], *maps[4:].unflatten(0, (2, J)))
 
-    def _decode(self, frames: Tensor, maps: Tensor, per_wavelength: Tensor) -> None:
+    def _decode(self, frames: Tensor, carrier: Tensor | None, maps: Tensor, per_wavelength: Tensor) -> None:
         """Frames [J, K, n] -> in place: height, sigma, quality, margin [4, n], `per_wavelength` (A, B) [2, J, n]."""
-        background, modulation, fraction, weight = self._demodulated(frames)
+        background, modulation, fraction, weight = self._demodulated(frames, carrier)
         n, tiny = frames.shape[2], torch.finfo(weight.dtype).tiny
         total = weight.sum(0)
         weight = weight / total.clamp_min(tiny)
@@ -129,23 +136,26 @@ class _Solver:
             place.copy_(each[:n])
         per_wavelength[0], per_wavelength[1] = background[:, :n], modulation[:, :n]
 
-    def _demodulated(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _demodulated(self, frames: Tensor, carrier: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Background, modulation, phase / 2 pi and weight [J, n'] of frames [J, K, n] in their native dtype.
 
-        What lies behind n repeats the last pixel.
+        What lies behind n repeats the last pixel. The phases are those of the height, without the `carrier`'s [n].
         """
         J, K, n = frames.shape
         values = frames.new_empty(J, K, n + -n % VECTOR, dtype=_precision(frames))
         values[..., :n] = frames
         values[..., n:] = values[..., n - 1 : n]
-        return self.weighing.demodulate(values)
+        background, modulation, fraction, weight = self.weighing.demodulate(values)
+        if carrier is not None:
+            fraction = without_carrier(fraction, pad(carrier, [0, values.shape[2] - n]), self.wavelengths_um)
+        return background, modulation, fraction, weight
 
-    def candidates(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+    def candidates(self, frames: Tensor, carrier: Tensor | None) -> tuple[Tensor, Tensor]:
         """Frames [J, K, n] -> heights in nm and chi-squares of all orders, [orders, n].
 
         A pixel with fewer orders than others has infinite chi-squares in the place of the missing ones.
         """
-        _, _, fraction, weight = self._demodulated(frames)
+        _, _, fraction, weight = self._demodulated(frames, carrier)
         n, total = frames.shape[2], weight.sum(0)
         weight = weight / total.clamp_min(torch.finfo(weight.dtype).tiny)
         heights = weight.new_zeros(max(map(len, self.orders.orders)), len(total))
@@ -191,7 +201,8 @@ class StackDecoder:
         if self.repair:
             decoded, valid = self._repaired(*window, stride)
         else:
-            decoded = self._solver.decode(self._frames(*window)[:, :, *thin])
+            frames, carrier = self._frames(*window)
+            decoded = self._solver.decode(frames[:, :, *thin], None if carrier is None else carrier[thin])
             valid = self._mask(*window)[thin]
         decoded, valid = _in_numpy(decoded), (valid & decoded.sigma_nm.isfinite()).cpu().numpy()
         height = decoded.height_nm
@@ -200,8 +211,11 @@ class StackDecoder:
         height = np.where(valid, height, height.dtype.type(np.nan))
         return replace(decoded, height_nm=height, quality=np.where(valid, decoded.quality, 0))
 
-    def _frames(self, *window: int) -> Tensor:
-        return _tensor(self.stack.read(*window)).to(self.device)
+    def _frames(self, *window: int) -> tuple[Tensor, Tensor | None]:
+        """Frames and the carrier's height, on the device."""
+        carrier = self.stack.carrier(*window)
+        carrier = None if carrier is None else torch.from_numpy(np.ascontiguousarray(carrier)).to(self.device)
+        return _tensor(self.stack.read(*window)).to(self.device), carrier
 
     def _mask(self, *window: int) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(self.stack.mask(*window))).to(self.device)
@@ -211,16 +225,16 @@ class StackDecoder:
         top, left = max(y0 - HALO, 0), max(x0 - HALO, 0)
         grown = top, min(y1 + HALO, self.stack.shape[0]), left, min(x1 + HALO, self.stack.shape[1])
         inner = np.s_[y0 - top : y1 - top : stride, x0 - left : x1 - left : stride]
-        frames, valid = self._frames(*grown), self._mask(*grown)
+        (frames, carrier), valid = self._frames(*grown), self._mask(*grown)
         if stride > 1:  # the pixels between are needed only where one of those asked for is in doubt
-            decoded = self._solver.decode(frames[:, :, *inner])
+            decoded = self._solver.decode(frames[:, :, *inner], None if carrier is None else carrier[inner])
             if (decoded.margin >= PENALTY)[valid[inner]].all():
                 return decoded, valid[inner]
-        decoded = self._solver.decode(frames)
+        decoded = self._solver.decode(frames, carrier)
         valid &= decoded.sigma_nm.isfinite()
 
         def candidates(iy: Tensor, ix: Tensor) -> tuple[Tensor, Tensor]:
-            return self._solver.candidates(frames[:, :, iy, ix])
+            return self._solver.candidates(frames[:, :, iy, ix], None if carrier is None else carrier[iy, ix])
 
         spacing = float(np.mean(self._solver.orders.half))
         undecided = repair_orders(decoded.height_nm, decoded.margin, valid, candidates, spacing)
@@ -229,7 +243,7 @@ class StackDecoder:
 
     def _unwrapped(self, threads: int | None) -> tuple[Source, int]:
         def phase(*window: int) -> np.ndarray:
-            return self._solver.decode(self._frames(*window)).height_nm.double().cpu().numpy() / self.half_wave
+            return self._solver.decode(*self._frames(*window)).height_nm.double().cpu().numpy() / self.half_wave
 
         name = str(self.stack.path)
         turns, regions = Unwrapping(name, self.stack.shape, phase, self.stack.mask).solve(threads)

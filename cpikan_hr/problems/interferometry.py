@@ -1,6 +1,6 @@
-"""Height from phase-shifted interferograms: I_jk = A_j + B_j cos(4 pi h / lambda_j + delta_jk).
+"""Height from phase-shifted interferograms: I_jk = A_j + B_j cos(4 pi (h + carrier) / lambda_j + delta_jk).
 
-The fringes may have a second harmonic, the same one all over the frame (`steps.py`).
+The fringes may have a second harmonic, the same one all over the frame (`steps.py`), and a carrier, a known tilt.
 
 A_j and B_j enter linearly, so they are eliminated at every pixel and wavelength in closed form (variable projection,
 Golub and Pereyra 1973): what is trained is the height alone.
@@ -22,7 +22,7 @@ from cpikan_hr.problems.calibration import calibrate
 from cpikan_hr.problems.decode import StackDecoder
 from cpikan_hr.problems.image import strip_rows
 from cpikan_hr.problems.noise import Noise, Weighing
-from cpikan_hr.problems.phases import Demodulator
+from cpikan_hr.problems.phases import Demodulator, carrier_cycles
 from cpikan_hr.problems.spooled import SpooledTarget
 from cpikan_hr.processes import compute_device
 from cpikan_hr.recipe import InterferometryProblem
@@ -76,37 +76,42 @@ class Interferometry(PixelProblem):
         frames = self.stack.read(y0, y1, x0, x1)[:, :, iy - y0, ix - x0].astype(np.float32)
         valid = self.stack.mask(y0, y1, x0, x1)[iy - y0, ix - x0]
         weight = self.weighing.weights(torch.from_numpy(frames)).numpy() * valid
-        return {name: np.moveaxis(value, -1, 0) for name, value in {"frames": frames, "weight": weight}.items()}
+        batch = {"frames": frames, "weight": weight}
+        carrier = self.stack.carrier(y0, y1, x0, x1)
+        if carrier is not None:
+            there = torch.from_numpy(carrier[iy - y0, ix - x0])
+            batch["carrier"] = 2 * np.pi * carrier_cycles(there, self.stack.wavelengths_um).float().numpy()
+        return {name: np.moveaxis(value, -1, 0) for name, value in batch.items()}
 
     def loss(self, jet: Jet, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        _, _, residual, weight = self.fringes(jet.value[:, 0], batch["frames"], batch["weight"])
+        _, _, residual, weight = self.fringes(jet.value[:, 0], batch)
         error, known, freedom = self._mean_squared(residual, weight)
         chi_squared = known * self._penalty(residual * weight.sqrt()).sum((1, 2)) / freedom
         return chi_squared + known * self.prior.penalty(jet), error
 
-    def fringes(
-        self, height_nm: Tensor, frames: Tensor, weight: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    def fringes(self, height_nm: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Best A and B >= 0 of each pixel and wavelength [n, J], residual I - A - B cos(...) and weights [n, J, K].
 
-        A, B and the residual are in grey levels. `weight`: inverse variance of each sample; it is returned as it
-        counts: 0 where fewer than three samples of a wavelength are usable, which determine nothing. `robust` weighs
-        samples that do not fit less in A and B too.
+        A, B and the residual are in grey levels. The batch holds `frames` and `weight` [n, J, K], the inverse variance
+        of each sample, which is returned as it counts: 0 where fewer than three samples of a wavelength are usable,
+        which determine nothing; and `carrier` [n, J], its phase in rad, if the stack has one. `robust` weighs samples
+        that do not fit less in A and B too.
         """
+        frames, weight = batch["frames"], batch["weight"]
         weight = weight * ((weight > 0).sum(-1, keepdim=True) >= MIN_STEPS)
-        psi = height_nm[:, None] * self.wavenumber.to(height_nm.device)
+        psi = height_nm[:, None] * self.wavenumber.to(height_nm.device) + batch.get("carrier", 0.0)
         psi = psi[..., None] + self.steps.to(height_nm.device)
-        carrier = torch.cos(psi)
+        wave = torch.cos(psi)
         if self.harmonic is not None:
             harmonic = self.harmonic.to(height_nm.device)[:, None]
-            carrier = carrier + harmonic.real * torch.cos(2 * psi) - harmonic.imag * torch.sin(2 * psi)
-        background, modulation, residual = _fitted(frames, carrier, weight)
+            wave = wave + harmonic.real * torch.cos(2 * psi) - harmonic.imag * torch.sin(2 * psi)
+        background, modulation, residual = _fitted(frames, wave, weight)
         if self.options.robust:
             for _ in range(REWEIGHTED):
                 with torch.no_grad():
                     deviation = residual.abs() * weight.sqrt()
                     trust = (self.options.robust / deviation.clamp_min(1e-9)).clamp_max(1)
-                background, modulation, residual = _fitted(frames, carrier, weight * trust)
+                background, modulation, residual = _fitted(frames, wave, weight * trust)
         return background, modulation, residual, weight
 
     def map(self, name: str, window: Window, values: np.ndarray) -> np.ndarray:
@@ -122,7 +127,7 @@ class Interferometry(PixelProblem):
         iy, ix = (a.ravel() for a in np.mgrid[y0:y1, x0:x1])
         batch = {key: torch.from_numpy(np.ascontiguousarray(v)) for key, v in self.samples(*window, iy, ix).items()}
         height = torch.from_numpy(np.ascontiguousarray(values[..., 0], np.float32)).flatten()
-        background, modulation, residual, weight = self.fringes(height, batch["frames"], batch["weight"])
+        background, modulation, residual, weight = self.fringes(height, batch)
         if name == "residual":
             squared, known = self._mean_squared(residual, weight)[:2]
             out = torch.where(known, squared.sqrt(), torch.nan)[:, None]
@@ -169,12 +174,12 @@ def true_height(options: InterferometryProblem) -> Oriented | None:
     return None if path is None else Oriented(open_source(path), options.rotate, options.flip)
 
 
-def _fitted(frames: Tensor, carrier: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _fitted(frames: Tensor, wave: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A and B >= 0 [n, J] by weighted least squares over K, and what they leave of the frames [n, J, K]."""
     share = weight / weight.sum(-1, keepdim=True).clamp_min(1e-30)
-    mean_carrier, mean = ((share * part).sum(-1, keepdim=True) for part in (carrier, frames))
-    carrier, frames = carrier - mean_carrier, frames - mean
-    power = (share * carrier.square()).sum(-1, keepdim=True).clamp_min(1e-6)
+    mean_wave, mean = ((share * part).sum(-1, keepdim=True) for part in (wave, frames))
+    wave, frames = wave - mean_wave, frames - mean
+    power = (share * wave.square()).sum(-1, keepdim=True).clamp_min(1e-6)
     # A negative B is a wrong order.
-    modulation = ((share * carrier * frames).sum(-1, keepdim=True) / power).clamp_min(0)
-    return (mean - modulation * mean_carrier)[..., 0], modulation[..., 0], frames - modulation * carrier
+    modulation = ((share * wave * frames).sum(-1, keepdim=True) / power).clamp_min(0)
+    return (mean - modulation * mean_wave)[..., 0], modulation[..., 0], frames - modulation * wave

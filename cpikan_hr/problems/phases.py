@@ -108,6 +108,19 @@ def _each_combined(factors: np.ndarray, rows: Tensor) -> Tensor:
     return torch.stack([_combined(each, rows) for each in factors])
 
 
+def without_carrier(fraction: Tensor, carrier_nm: Tensor, wavelengths_um: Sequence[float]) -> Tensor:
+    """Phases / 2 pi [J, n] less those of the carrier's height (float64 [n]), wrapped to [-1/2, 1/2]."""
+    fraction = fraction - carrier_cycles(carrier_nm, wavelengths_um).to(fraction)
+    return fraction - fraction.round()
+
+
+def carrier_cycles(carrier_nm: Tensor, wavelengths_um: Sequence[float]) -> Tensor:
+    """The carrier's phase / 2 pi at each wavelength, [J, n], float64, wrapped: it may be thousands of fringes."""
+    half = torch.tensor(wavelengths_um, dtype=torch.float64, device=carrier_nm.device)[:, None] * 500
+    cycles = carrier_nm / half
+    return cycles - cycles.round()
+
+
 def _combined(factors: Sequence[float], rows: Tensor) -> Tensor:
     """Sum of factors times rows [K, n], in their order."""
     total = rows[0] * float(factors[0])

@@ -4,6 +4,7 @@ Invariant: a pure function of the stack; read window by window, so its memory do
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,21 +16,32 @@ CELLS = 12  # the frame is cut in 12 x 12 cells, with one window in each
 SPREAD = (3, 9, 27)  # windows are so many times wider than their pixels asked for; wider where few can be used
 
 
-def read_sample(stack: Stack, pixels: int) -> np.ndarray:
-    """Frames [J, K, n], float64, of about so many pixels (at most all) that are valid and never clipped.
+class Sample(NamedTuple):
+    """Some pixels: frames [J, K, n], float64, and the carrier's height [n] in nm, None without one."""
 
-    There may be fewer, or none.
-    """
+    frames: np.ndarray
+    carrier_nm: np.ndarray | None = None
+
+    def fewer(self, most: int) -> "Sample":
+        """About so many of them, evenly spread."""
+        thin = slice(None, None, max(1, -(-self.frames.shape[-1] // most)))
+        return Sample(self.frames[..., thin], None if self.carrier_nm is None else self.carrier_nm[thin])
+
+
+def read_sample(stack: Stack, pixels: int) -> Sample:
+    """About so many pixels (at most all) that are valid and never clipped. There may be fewer, or none."""
     good = 1.0  # the part of the pixels that can be used, as seen so far
     for spread in SPREAD:
         windows = list(_windows(stack.shape, spread * int(np.ceil(np.sqrt(pixels) / CELLS))))
         area = sum((y1 - y0) * (x1 - x0) for y0, y1, x0, x1 in windows)
         stride = max(1, int(np.sqrt(area * good / pixels)))
-        found = np.concatenate([_good(stack, window, stride) for window in windows], axis=-1)
+        parts = [_good(stack, window, stride) for window in windows]
+        found = np.concatenate([frames for frames, _ in parts], axis=-1)
         if 4 * found.shape[-1] >= pixels or area == stack.shape[0] * stack.shape[1] and stride == 1:
             break
         good = max(found.shape[-1] * stride**2 / area, 1e-3)
-    return found.astype(np.float64)
+    carrier = None if parts[0][1] is None else np.concatenate([each for _, each in parts])
+    return Sample(found.astype(np.float64), carrier)
 
 
 def _windows(shape: tuple[int, int], side: int) -> Iterator[tuple[int, int, int, int]]:
@@ -42,12 +54,17 @@ def _windows(shape: tuple[int, int], side: int) -> Iterator[tuple[int, int, int,
             yield y, min(y + side, bottom), x, min(x + side, right)
 
 
-def _good(stack: Stack, window: tuple[int, int, int, int], stride: int) -> np.ndarray:
+def _good(stack: Stack, window: tuple[int, int, int, int], stride: int) -> tuple[np.ndarray, np.ndarray | None]:
     valid, present = stack.mask(*window)[::stride, ::stride], stack.present
+    carrier = stack.carrier(*window)
+    carrier = None if carrier is None else carrier[::stride, ::stride][valid]
     if not valid.any():
-        return np.empty((*present.shape, 0), stack.dtype)
+        return np.empty((*present.shape, 0), stack.dtype), carrier
     frames = stack.read(*window)[:, :, ::stride, ::stride][:, :, valid]
     if stack.dtype.kind != "u":
-        return frames
+        return frames, carrier
     unclipped = usable(torch.from_numpy(frames.astype(np.int32)), stack.bit_depth, torch.from_numpy(present))
-    return frames if unclipped is None else frames[:, :, unclipped.flatten(0, 1).all(0).numpy()]
+    if unclipped is None:
+        return frames, carrier
+    good = unclipped.flatten(0, 1).all(0).numpy()
+    return frames[:, :, good], None if carrier is None else carrier[good]

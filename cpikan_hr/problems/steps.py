@@ -16,7 +16,8 @@ import torch
 
 from cpikan_hr.errors import UserError
 from cpikan_hr.problems.orders import OrderSearch
-from cpikan_hr.problems.phases import Demodulator
+from cpikan_hr.problems.phases import Demodulator, without_carrier
+from cpikan_hr.problems.sample import Sample
 
 FEW = 20_000  # pixels on which the unknowns converge first
 CHUNK = 8192  # pixels whose derivatives are held at a time
@@ -41,7 +42,7 @@ class Shared:
 
 
 def refine(
-    frames: np.ndarray,
+    sample: Sample,
     wavelengths_um: Sequence[float],
     height_range_um: tuple[float, float],
     start: Shared,
@@ -49,22 +50,22 @@ def refine(
     steps: bool = True,
     harmonic: bool = False,
 ) -> Shared:
-    """The steps (if `steps`) and second harmonics (if `harmonic`) that fit the sample `frames` [J, K, n] best.
+    """The steps (if `steps`) and second harmonics (if `harmonic`) that fit the sample best.
 
     UserError: the frames do not determine them.
     """
     known = wavelengths_um, height_range_um
-    few = frames[..., :: max(1, frames.shape[-1] // FEW)]
+    few = sample.fewer(FEW)
     if harmonic:  # by itself first: beside a strong harmonic, steps fitted too would follow pixels of wrong order
         start = _converge(few, *known, start, False, True)
     if steps:
         start = _converge(few, *known, start, True, harmonic)
-    return _converge(frames, *known, start, steps, harmonic)
+    return _converge(sample, *known, start, steps, harmonic)
 
 
-def _converge(frames, wavelengths_um, height_range_um, start: Shared, steps: bool, harmonic: bool) -> Shared:
-    fit = _Fit(frames, wavelengths_um, height_range_um, start, steps, harmonic)
-    if fit.freedom < 1 or frames.shape[-1] <= fit.unknown.sum():
+def _converge(sample, wavelengths_um, height_range_um, start: Shared, steps: bool, harmonic: bool) -> Shared:
+    fit = _Fit(sample, wavelengths_um, height_range_um, start, steps, harmonic)
+    if fit.freedom < 1 or fit.frames.shape[-1] <= fit.unknown.sum():
         raise UserError(UNDETERMINED)
     for _ in range(ROUNDS):
         fit.decode()
@@ -79,14 +80,14 @@ def _converge(frames, wavelengths_um, height_range_um, start: Shared, steps: boo
 
 
 def misfit(
-    frames: np.ndarray, wavelengths_um: Sequence[float], height_range_um: tuple[float, float], shared: Shared
+    sample: Sample, wavelengths_um: Sequence[float], height_range_um: tuple[float, float], shared: Shared
 ) -> float:
     """How badly `shared` explains the sample: the median pixel's rms residual over the median modulation.
 
     0 where there are as many unknowns as frames.
     """
-    fit = _Fit(frames, wavelengths_um, height_range_um, shared, False, False)
-    if fit.freedom < 1 or not frames.shape[-1]:
+    fit = _Fit(sample, wavelengths_um, height_range_um, shared, False, False)
+    if fit.freedom < 1 or not fit.frames.shape[-1]:
         return 0.0
     fit.decode()
     squares = fit._misfits(slice(None))[fit.bright]
@@ -94,12 +95,12 @@ def misfit(
 
 
 class _Fit:
-    """The sample, the shared unknowns `free`, and each pixel's height."""
+    """The sample, the shared unknowns `free`, and each pixel's height, the carrier's included."""
 
-    def __init__(self, frames, wavelengths_um, height_range_um, start, steps, harmonic):
+    def __init__(self, sample, wavelengths_um, height_range_um, start, steps, harmonic):
         self.wavelengths_um, self.height_range_um = wavelengths_um, height_range_um
         self.present = np.isfinite(start.steps)
-        self.frames = frames
+        self.frames, self.carrier_nm = sample
         self.wavenumber = 4e-3 * np.pi / np.asarray(wavelengths_um, np.float64)  # rad per nm
         wavelengths, most = start.steps.shape
         # Unknowns of a wavelength: its K steps, then real and imaginary part of its harmonic.
@@ -133,13 +134,15 @@ class _Fit:
         """Heights of the sample, their orders included, and which pixels are bright enough to count."""
         demodulator = Demodulator(self.wavelengths_um, self.steps, self.harmonic)
         _, modulation, fraction, weight = demodulator.demodulate(torch.from_numpy(self.frames))
+        carrier = torch.zeros(fraction.shape[1]) if self.carrier_nm is None else torch.from_numpy(self.carrier_nm)
+        fraction = without_carrier(fraction, carrier.double(), self.wavelengths_um)
         if len(fraction) == 1:
             height = fraction[0] * 500 * self.wavelengths_um[0]
         else:
             orders = OrderSearch(self.wavelengths_um, self.height_range_um)
             weight = weight / weight.sum(0).clamp_min(torch.finfo(weight.dtype).tiny)
             height = orders.search(fraction, weight)[0]
-        self.height, modulation = height.numpy(), modulation.numpy()
+        self.height, modulation = (height + carrier).numpy(), modulation.numpy()
         self.modulation = float(np.median(modulation))
         self.bright = (modulation >= DIM * np.median(modulation, axis=1, keepdims=True)).all(axis=0)
 

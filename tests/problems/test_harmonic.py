@@ -13,6 +13,7 @@ from cpikan_hr.data.stack import open_stack
 from cpikan_hr.problems.calibration import calibrate
 from cpikan_hr.problems.decode import decode_window
 from cpikan_hr.problems.phases import Demodulator
+from cpikan_hr.problems.sample import Sample
 from cpikan_hr.problems.steps import Shared, refine
 
 DATA = Path(os.environ.get("CPIKAN_HR_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
@@ -46,7 +47,7 @@ def test_a_known_harmonic_is_corrected_exactly(K, weighted):
 def test_harmonics_are_found_together_with_the_steps(K, wrong):
     true = wrong_steps(4, K, seed=K) if wrong else full_turn(4, K)
     height, frames, _ = make(K, true)
-    found = refine(frames[:, :, 0], WAVELENGTHS, RANGE, Shared(full_turn(4, K)), steps=wrong, harmonic=True)
+    found = refine(Sample(frames[:, :, 0]), WAVELENGTHS, RANGE, Shared(full_turn(4, K)), steps=wrong, harmonic=True)
     np.testing.assert_allclose(found.harmonic, HARMONIC, atol=1e-6)
     np.testing.assert_allclose(found.steps, true, atol=1e-6)
     decoded = decode_window(frames, WAVELENGTHS, found.steps, RANGE, harmonic=found.harmonic)

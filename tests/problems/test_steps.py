@@ -15,6 +15,7 @@ from cpikan_hr.errors import UserError
 from cpikan_hr.problems.blind import guess_steps
 from cpikan_hr.problems.calibration import calibrate
 from cpikan_hr.problems.decode import decode_window
+from cpikan_hr.problems.sample import Sample
 from cpikan_hr.problems.steps import Shared, refine
 from cpikan_hr.train import main as train
 from cpikan_hr.training.weights import load_field
@@ -36,7 +37,7 @@ def test_exact_frames_give_the_exact_steps(J, K):
     rng = np.random.default_rng(K)
     height, true = 1000 * rng.uniform(-13, 13, (20, 200)), wrong_steps(J, K, seed=K)
     frames = expose(height, WAVELENGTHS[:J], true, rng.uniform(90, 150, (20, 200)), rng.uniform(40, 80, (20, 200)))
-    found = refine(frames.reshape(J, K, -1), WAVELENGTHS[:J], RANGE, Shared(full_turn(J, K)))
+    found = refine(Sample(frames.reshape(J, K, -1)), WAVELENGTHS[:J], RANGE, Shared(full_turn(J, K)))
     np.testing.assert_allclose(found.steps, true, atol=1e-9)
 
 
@@ -60,7 +61,7 @@ def test_dark_pixels_and_pixels_of_another_height_do_not_pull_the_steps():
     frames = expose(1000 * rng.uniform(-13, 13, (1, 20000)), WAVELENGTHS, true) + rng.normal(0, 1, (4, 4, 1, 20000))
     frames[..., ::10] = rng.uniform(0, 255, (4, 4, 1, 2000))
     frames[..., 1::10] = 20 + rng.normal(0, 1, (4, 4, 1, 2000))
-    found = refine(frames.reshape(4, 4, -1), WAVELENGTHS, RANGE, Shared(full_turn(4, 4)))
+    found = refine(Sample(frames.reshape(4, 4, -1)), WAVELENGTHS, RANGE, Shared(full_turn(4, 4)))
     assert np.abs(found.steps - true).max() < 1 * MRAD
 
 
@@ -78,7 +79,7 @@ def test_blind_steps_ascend_unless_the_wavelengths_disagree():
     turned = full_turn(4, 4) * np.array([1, -1, 1, -1])[:, None]
     for true, expected in ((-full_turn(4, 4), full_turn(4, 4)), (turned, turned)):
         frames = expose(height, WAVELENGTHS, true).reshape(4, 4, -1)
-        np.testing.assert_allclose(guess_steps(frames, there, WAVELENGTHS, RANGE), expected, atol=0.05)
+        np.testing.assert_allclose(guess_steps(Sample(frames), there, WAVELENGTHS, RANGE), expected, atol=0.05)
 
 
 def test_frames_that_do_not_determine_their_steps_are_refused(tmp_path):
