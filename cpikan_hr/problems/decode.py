@@ -83,7 +83,14 @@ def decode_window(
     """
     clips = bit_depth if frames.dtype.kind == "u" else None
     solver = _Solver(wavelengths_um, phase_steps_rad, height_range_um, harmonic, noise, clips)
-    return _in_numpy(solver.decode(_tensor(frames), None if carrier_nm is None else torch.from_numpy(carrier_nm)))
+    rows = max(1, CHUNK // frames.shape[3])
+
+    def strip(y: int) -> Decoded:
+        carrier = None if carrier_nm is None else torch.from_numpy(carrier_nm[y : y + rows])
+        return solver.decode(_tensor(frames[:, :, y : y + rows]), carrier)
+
+    strips = [vars(each) for each in in_threads(strip, range(0, frames.shape[2], rows))]
+    return _in_numpy(Decoded(**{name: torch.cat([each[name] for each in strips], dim=-2) for name in strips[0]}))
 
 
 def _tensor(frames: np.ndarray) -> Tensor:
