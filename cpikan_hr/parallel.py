@@ -10,6 +10,7 @@ Invariant: when the generator ends, or is left, no thread of it runs any more, a
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -23,6 +24,17 @@ HELPERS = 4  # threads that prepare what a GPU computes
 def at_once(elements: int, device: torch.device | str) -> int:
     """How many elements are worked on at once where `elements` of them suit a core's cache."""
     return elements if torch.device(device).type == "cpu" else ON_A_GPU * elements
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Operations of this thread of Python do not share their work among others: small ones would wait for them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def in_threads(

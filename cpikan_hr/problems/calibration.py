@@ -6,6 +6,7 @@ import numpy as np
 
 from cpikan_hr.data.stack import Stack
 from cpikan_hr.errors import UserError
+from cpikan_hr.parallel import one_thread
 from cpikan_hr.problems.blind import guess_steps
 from cpikan_hr.problems.checks import check_order, check_range
 from cpikan_hr.problems.orders import unambiguous_range_um
@@ -16,6 +17,7 @@ Steps = Literal["nominal", "refine", "unknown"]
 CHECKED, FITTED = 20_000, 200_000  # pixels: to see whether the frames fit, and to fit what they share
 
 
+@one_thread()
 def calibrate(stack: Stack, steps: Steps = "nominal", harmonic: bool = False) -> Shared:
     """Steps [J, K] and harmonics of the stack; reads a sample of its pixels.
 

@@ -7,8 +7,7 @@ Invariants
 * Frame model I_jk = A_j + B_j cos(4 pi (h + carrier) / lambda_j + delta_jk), the carrier a known tilt or none; one
   wavelength alone gives h modulo lambda_j / 2.
 * Heights are in nm. Float64 frames are decoded in float64, everything else in float32 (rounding below 0.01 nm).
-* What a window holds does not depend on the window: repair and unwrapping see as far around it as they need. (To the
-  last digit, where one thread computes it, as `in_threads` sees to, or a GPU.)
+* What a window holds does not depend on the window: repair and unwrapping see as far around it as they need.
 """
 
 import logging
@@ -27,7 +26,7 @@ from cpikan_hr.data.source import Source
 from cpikan_hr.data.stack import Stack
 from cpikan_hr.data.writers import MapWriter
 from cpikan_hr.errors import UserError
-from cpikan_hr.parallel import at_once, in_threads
+from cpikan_hr.parallel import at_once, in_threads, one_thread
 from cpikan_hr.problems.calibration import calibrate
 from cpikan_hr.problems.neighbours import PENALTY
 from cpikan_hr.problems.noise import Noise, Weighing
@@ -205,12 +204,13 @@ class StackDecoder:
     def decode(self, y0: int, y1: int, x0: int, x1: int, stride: int = 1) -> Decoded:
         """Maps of every stride-th pixel of the window, from (y0, x0) on."""
         window, thin = (y0, y1, x0, x1), np.s_[::stride, ::stride]
-        if self.repair:
-            decoded, valid = self._repaired(*window, stride)
-        else:
-            frames, carrier = self._frames(*window)
-            decoded = self._solver.decode(frames[:, :, *thin], None if carrier is None else carrier[thin])
-            valid = self._mask(*window)[thin]
+        with one_thread():
+            if self.repair:
+                decoded, valid = self._repaired(*window, stride)
+            else:
+                frames, carrier = self._frames(*window)
+                decoded = self._solver.decode(frames[:, :, *thin], None if carrier is None else carrier[thin])
+                valid = self._mask(*window)[thin]
         decoded, valid = _in_numpy(decoded), (valid & decoded.sigma_nm.isfinite()).cpu().numpy()
         height = decoded.height_nm
         if self.turns is not None:
