@@ -24,7 +24,7 @@ from cpikan_hr.training.weights import Trained
 STRIP = 2**20  # pixels rendered at a time
 COMPARED = 2**19  # and compared by one thread
 HALO = 3  # half of the SSIM window
-POINTS = 2**15  # evaluated at a time, one by one
+POINTS = 2**13  # evaluated at a time, one by one; each may lie on pages of its own of a mapped field
 
 
 def rendered_once(trained: Trained, rows: int | None = None) -> Once:

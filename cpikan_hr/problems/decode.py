@@ -37,7 +37,7 @@ from cpikan_hr.problems.steps import Shared
 from cpikan_hr.problems.unwrap import Unwrapping
 
 CHUNK = 2**16  # pixels decoded at a time
-ROWS, COLUMNS = 512, 1024  # that a thread reads and decodes at a time
+ROWS, COLUMNS = 256, 1024  # that a thread reads and decodes at a time
 
 _log = logging.getLogger(__name__)
 

@@ -116,7 +116,7 @@ def test_a_noisy_wafer_decodes_to_a_few_nanometres_without_order_errors(wafer, t
     assert np.sqrt(np.mean(error**2)) < 9
     assert (np.abs(error) > 500).mean() < 1e-5
     assert 0 <= np.load(quality).min() and np.load(quality).max() <= 1
-    assert windows[-1] == (4, 4) and sorted(os.listdir(tmp_path)) == sorted([out.name, "q.npy"])
+    assert windows[-1] == (6, 6) and sorted(os.listdir(tmp_path)) == sorted([out.name, "q.npy"])
 
 
 def test_pixels_outside_the_mask_become_nan(wafer, tmp_path):
