@@ -67,9 +67,12 @@ def test_equal_tiles_are_never_worse_after_a_sweep(name):
     field, recipe = equal(name, picture)
     errors = [error_of(field, picture)]
     for _ in range(2):
-        assert sweep_field(field, reader(picture), SHAPE, recipe, ALONE)
+        parameters = [p.detach().clone() for p in field.parameters()]
+        better = sweep_field(field, reader(picture), SHAPE, recipe, ALONE)
         errors.append(error_of(field, picture))
-    assert errors[2] < errors[1] < 0.98 * errors[0]
+        kept = all(torch.equal(a, b) for a, b in zip(field.parameters(), parameters, strict=True))
+        assert errors[-1] < errors[-2] if better else kept  # which of the two, rounding may decide from the second on
+    assert errors[1] < 0.98 * errors[0]
 
 
 def test_equal_tiles_are_swept_with_their_neighbours_held_and_by_their_windows():
