@@ -96,6 +96,11 @@ class Stack:
     def dtype(self) -> np.dtype:
         return self._frames[0].dtype
 
+    @property
+    def clips(self) -> int | None:
+        """The bit depth at whose ends samples are clipped; None for floats, which are not."""
+        return self.bit_depth if self.dtype.kind == "u" else None
+
     def read(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         """Frames [J, K, y1 - y0, x1 - x0] in their native dtype. UserError: damaged file, NaN/Inf, values too large."""
         present = self.present

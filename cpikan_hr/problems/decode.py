@@ -193,8 +193,7 @@ class StackDecoder:
     ):  # fmt: skip
         self.stack, self.device, shared = stack, device, shared or calibrate(stack)
         limits = stack.height_range_um if stack.J > 1 else None  # what one wavelength shows is wrapped
-        clips = stack.bit_depth if stack.dtype.kind == "u" else None
-        self._solver = _Solver(stack.wavelengths_um, shared.steps, limits, shared.harmonic, noise, clips)
+        self._solver = _Solver(stack.wavelengths_um, shared.steps, limits, shared.harmonic, noise, stack.clips)
         self.turns, self.regions = None, None
         self.repair = repair and stack.J > 1  # one wavelength has nothing to repair
         if stack.J == 1:

@@ -51,8 +51,7 @@ class Interferometry(PixelProblem):
         self.steps = torch.from_numpy(np.nan_to_num(self.shared.steps)).float()
         self.harmonic = None if self.shared.harmonic is None else torch.from_numpy(self.shared.harmonic).cfloat()
         demodulator = Demodulator(self.stack.wavelengths_um, self.shared.steps, self.shared.harmonic)
-        clips = self.stack.bit_depth if self.stack.dtype.kind == "u" else None
-        self.weighing = Weighing(demodulator, self.noise, clips)
+        self.weighing = Weighing(demodulator, self.noise, self.stack.clips)
         device = compute_device()
         self.decoder = StackDecoder(self.stack, self.shared, self.noise, options.repair, device=device)
 

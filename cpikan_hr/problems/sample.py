@@ -61,9 +61,9 @@ def _good(stack: Stack, window: tuple[int, int, int, int], stride: int) -> tuple
     if not valid.any():
         return np.empty((*present.shape, 0), stack.dtype), carrier
     frames = stack.read(*window)[:, :, ::stride, ::stride][:, :, valid]
-    if stack.dtype.kind != "u":
+    if stack.clips is None:
         return frames, carrier
-    unclipped = usable(torch.from_numpy(frames.astype(np.int32)), stack.bit_depth, torch.from_numpy(present))
+    unclipped = usable(torch.from_numpy(frames.astype(np.int32)), stack.clips, torch.from_numpy(present))
     if unclipped is None:
         return frames, carrier
     good = unclipped.flatten(0, 1).all(0).numpy()
