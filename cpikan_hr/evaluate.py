@@ -24,7 +24,7 @@ from cpikan_hr.training.weights import Trained
 STRIP = 2**20  # pixels rendered at a time
 COMPARED = 2**19  # and compared by one thread
 HALO = 3  # half of the SSIM window
-POINTS = 2**13  # evaluated at a time, one by one; each may lie on pages of its own of a mapped field
+POINTS = 2**13  # evaluated at a time, one by one
 
 
 def rendered_once(trained: Trained, rows: int | None = None) -> Once:
@@ -180,13 +180,14 @@ def seam(field: Field, shape: tuple[int, int], step: float = 0.01, lines: int = 
         borders = borders[torch.linspace(0, len(borders) - 1, min(lines, len(borders))).round().long().to(device)]
         length = shape[1 - number]
         along = torch.linspace(0.5, length - 0.5, min(length, 512), dtype=torch.float64, device=device)
-        points = torch.cartesian_prod((borders[:, None] + offsets).flatten(), along)
+        across = (borders[:, None] + offsets).flatten()
+        ys, xs = (along, across) if number else (across, along)
         values = []
-        points = points.flip(1) if number else points
-        for some in points.split(at_once(POINTS, device)):
+        for some in torch.cartesian_prod(ys, xs).split(at_once(POINTS, device)):  # row by row, as tiles lie in a file
             values.append(field(some, "value").value)
             release()
-        rows = torch.cat(values).view(len(borders), len(offsets), len(along), -1).movedim(1, 0)  # across first
+        rows = torch.cat(values).view(len(ys), len(xs), -1)
+        rows = (rows.transpose(0, 1) if number else rows).unflatten(0, (-1, len(offsets))).movedim(1, 0)  # across first
         jumps = (rows[1:] - rows[:-1])[::2].abs()  # over (-7, -5), (-3, -1) ... ; the border lies in between
         across = (rows[4] - rows[3]).abs()
         beside = jumps.median(dim=0).values
