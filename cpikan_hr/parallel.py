@@ -51,14 +51,13 @@ def in_threads(
     threads = threads or (before if torch.device(device).type == "cpu" else min(before, HELPERS))
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     waiting: deque[Future] = deque()
-    torch.set_num_threads(1)
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > threads:
+    with one_thread():
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(before)
+        finally:
+            pool.shutdown(cancel_futures=True)

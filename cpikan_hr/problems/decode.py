@@ -116,8 +116,8 @@ class _Solver:
         maps = torch.empty(4 + 2 * J, h * w, dtype=_precision(frames), device=frames.device)
         for start in range(0, h * w, chunk):
             part, into = slice(start, start + chunk), maps[:, start : start + chunk]
-            there = None if carrier is None else carrier.flatten()[part]
-            self._decode(flat[:, :, part], there, into[:4], into[4:].unflatten(0, (2, J)))
+            there = None if carrier is None else carrier.flatten()
+            self._decode(flat[:, :, part], _at(there, part), into[:4], into[4:].unflatten(0, (2, J)))
         maps = maps.unflatten(1, (h, w))
         return Decoded(*maps[:4], *maps[4:].unflatten(0, (2, J)))
 
@@ -172,6 +172,10 @@ class _Solver:
         return heights[:, :n], cost[:, :n]
 
 
+def _at(carrier: Tensor | None, place) -> Tensor | None:
+    return None if carrier is None else carrier[place]
+
+
 def _precision(frames: Tensor) -> torch.dtype:
     return torch.float64 if frames.dtype == torch.float64 else torch.float32
 
@@ -208,7 +212,7 @@ class StackDecoder:
                 decoded, valid = self._repaired(*window, stride)
             else:
                 frames, carrier = self._frames(*window)
-                decoded = self._solver.decode(frames[:, :, *thin], None if carrier is None else carrier[thin])
+                decoded = self._solver.decode(frames[:, :, *thin], _at(carrier, thin))
                 valid = self._mask(*window)[thin]
         decoded, valid = _in_numpy(decoded), (valid & decoded.sigma_nm.isfinite()).cpu().numpy()
         height = decoded.height_nm
@@ -233,14 +237,14 @@ class StackDecoder:
         inner = np.s_[y0 - top : y1 - top : stride, x0 - left : x1 - left : stride]
         (frames, carrier), valid = self._frames(*grown), self._mask(*grown)
         if stride > 1:  # the pixels between are needed only where one of those asked for is in doubt
-            decoded = self._solver.decode(frames[:, :, *inner], None if carrier is None else carrier[inner])
+            decoded = self._solver.decode(frames[:, :, *inner], _at(carrier, inner))
             if (decoded.margin >= PENALTY)[valid[inner]].all():
                 return decoded, valid[inner]
         decoded = self._solver.decode(frames, carrier)
         valid &= decoded.sigma_nm.isfinite()
 
         def candidates(iy: Tensor, ix: Tensor) -> tuple[Tensor, Tensor]:
-            return self._solver.candidates(frames[:, :, iy, ix], None if carrier is None else carrier[iy, ix])
+            return self._solver.candidates(frames[:, :, iy, ix], _at(carrier, (iy, ix)))
 
         spacing = float(np.mean(self._solver.orders.half))
         undecided = repair_orders(decoded.height_nm, decoded.margin, valid, candidates, spacing)
