@@ -20,6 +20,7 @@ from cpikan_hr.fields import Field
 from cpikan_hr.problems import Interferometry, build_problem
 from cpikan_hr.quantities_pde import equation_quantity
 from cpikan_hr.recipe import Recipe
+from cpikan_hr.solvers.texture import learn
 from cpikan_hr.solvers.uncertainty import calibrate, standard_deviation
 from cpikan_hr.training.weights import Trained
 
@@ -59,12 +60,12 @@ def quantity_of(trained: Trained, name: str) -> Quantity:
     if name == "sigma":
         if not knows_sigma(recipe):
             raise UserError("--quantity sigma: comes from averaged quadtrees; train with start.shifts, e.g. 16")
-        group = _sparse(recipe)[-1]
-        factor = calibrate(field, group, problem.target, shape, recipe.start)
+        known = field, _sparse(recipe)[-1], problem.target, shape
+        texture = learn(*known, recipe.start)
+        factor = calibrate(*known, recipe.start, texture)
 
         def window_of(window):
-            deviation = standard_deviation(field, group, problem.target, shape, window, recipe.start, factor)
-            return deviation[..., None]
+            return standard_deviation(*known, window, recipe.start, factor, texture)[..., None]
 
         return Quantity(about["unit"], 1, _nearest(window_of, shape))
 

@@ -46,6 +46,7 @@ def test_options_of_the_command_line_override_the_file():
         (["--field.levels.1.network.degree", "4"], "give `degree: null`"),
         (["--start.sweeps", "1"], "'start.sweeps': sweeps are over tiles that Gauss-Newton solves"),
         (["--training.sweep_every", "5"], "'training.sweep_every': sweeps are over tiles that Gauss-Newton solves"),
+        (["--start.wiener", "0", "--start.texture", "true"], "'start': `texture`: is learnt for the second average"),
         (["--start.iterations", "3"], "'start.iterations': no level has hidden layers that do not grow"),
         (["--target.psnr", "40"], "give target.rmse in nm"),
         (["--training.steps"], "needs a value"),

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cpikan_hr.recipe.section import Section
 
@@ -28,6 +28,11 @@ class StartOptions(Section):
         description="after `shifts`: a second average, of so many quadtrees whose terms are shrunk by what the first "
         "says they hold (Wiener); it keeps fine texture that `shifted_threshold` drops",
     )
+    texture: bool = Field(
+        False,
+        description="`wiener` also learns what terms hold from the surface itself, which looks alike everywhere: for "
+        "measured textures below the noise, not for dies with steps",
+    )
     shifted_threshold: float = Field(2.8, gt=0, description="what `threshold` is in each of the shifted quadtrees")
     iterations: int = Field(
         0,
@@ -42,6 +47,12 @@ class StartOptions(Section):
         "start, so that neighbours see each other",
     )
     ridge: float = Field(1e-6, gt=0, description="relative Tikhonov term of the normal equations")
+
+    @model_validator(mode="after")
+    def _averages(self) -> "StartOptions":
+        if self.texture and not (self.shifts and self.wiener):
+            raise ValueError("`texture`: is learnt for the second average: give `shifts` and `wiener`, e.g. 8 and 12")
+        return self
 
 
 class TargetOptions(Section):

@@ -7,7 +7,8 @@ small one full of terms.
 
 What that drops below its threshold is gone, fine texture too. So a second average may follow, of quadtrees whose terms
 are shrunk by e / (e + noise^2) instead, e the energy that the first average says they hold (an empirical Wiener filter:
-Ghael, Sayeed and Baraniuk 1997). On measured surfaces that is 2 to 12 % nearer the truth (docs/benchmarks.md).
+Ghael, Sayeed and Baraniuk 1997). On measured surfaces that is 2 to 12 % nearer the truth, and another 3 to 7 % where
+the surface's own texture says what terms hold (`texture.py`; docs/benchmarks.md).
 
 The same sums give the risk of a single quadtree, after Stein's rule (SURE): the noise in what is kept and what is
 dropped above its noise. (Terms that noise alone lifts above the threshold are missing there; `uncertainty.py` measures
@@ -26,6 +27,8 @@ from cpikan_hr.fields.windows import ramp
 from cpikan_hr.recipe import StartOptions
 from cpikan_hr.solvers.blocks import Block, Pixels, ReadTarget, read_block
 from cpikan_hr.solvers.leaves import Size, choose, coefficients, thresholds
+from cpikan_hr.solvers.quadtree import prune
+from cpikan_hr.solvers.texture import Texture
 
 LEFT = 0.25  # of the noise's energy in a term: what the first average may still hold of it
 PLASTIC = 1.32471795724474602596  # its powers spread points evenly over the square (Roberts' R2 sequence)
@@ -41,7 +44,7 @@ class Averaged:
 
 def read_averaged(
     field: Field, group: int, target: ReadTarget, shape: tuple[int, int], block: Block, sizes: list[Size], halo: int,
-    start: StartOptions,
+    start: StartOptions, texture: Texture | None = None,
 ) -> Averaged:  # fmt: skip
     """A block as `read_block` gives it, with its noise averaged out."""
     stride = sizes[0].stride
@@ -57,7 +60,7 @@ def read_averaged(
         return averaged
     pilot, narrow = averaged.pixels.values, _part(wide, *(slice(stride, n - stride) for n in wide.values.shape[1:]))
     pilot = pilot[:, halo : pilot.shape[1] - halo, halo : pilot.shape[2] - halo]
-    return average(narrow, sizes, halo, sigmas, order[start.shifts :], window, pilot)
+    return average(narrow, sizes, halo, sigmas, order[start.shifts :], window, pilot, texture)
 
 
 def shifts(count: int, stride: int, halo: int) -> list[tuple[int, int]]:
@@ -74,12 +77,12 @@ def shifts(count: int, stride: int, halo: int) -> list[tuple[int, int]]:
 @torch.no_grad()
 def average(
     wide: Pixels, sizes: list[Size], halo: int, sigmas: float, order: list[tuple[int, int]], window: str,
-    pilot: Tensor | None = None,
+    pilot: Tensor | None = None, texture: Texture | None = None,
 ) -> Averaged:  # fmt: skip
     """The block inside `wide`, which reaches one coarsest stride beyond its tiles, with `halo` pixels around it.
 
     sigmas: terms below so many standard errors of the noise are dropped. order: the shifts that are averaged.
-    pilot: an estimate of `wide`'s values, by which terms are shrunk instead.
+    pilot: an estimate of `wide`'s values, by which terms are shrunk instead. texture: what they hold beside it.
     """
     stride, reach = sizes[0].stride, sizes[0].stride - halo
     channels, height, width = wide.values.shape
@@ -90,7 +93,7 @@ def average(
         rows, columns = (slice(d - halo, d + n * stride + halo) for d, n in zip(shift, grid, strict=True))
         corner = rows.start, columns.start
         known = None if pilot is None else pilot[:, rows, columns]
-        add_quadtree(sums, corner, _part(wide, rows, columns), sizes, halo, sigmas, window, known)
+        add_quadtree(sums, corner, _part(wide, rows, columns), sizes, halo, sigmas, window, known, texture)
     estimate, risk = sums[:-2] / sums[-1], sums[-2] / sums[-1]
     whole = _part(wide, *inner)
     return Averaged(replace(whole, values=estimate[:, *inner].contiguous()), risk[inner])
@@ -104,24 +107,32 @@ def _part(pixels: Pixels, rows: slice, columns: slice) -> Pixels:
 
 def add_quadtree(
     sums: Tensor, corner: tuple[int, int], pixels: Pixels, sizes: list[Size], halo: int, sigmas: float, window: str,
-    pilot: Tensor | None = None, plain: bool = False,
+    pilot: Tensor | None = None, texture: Texture | None = None, plain: bool = False,
 ) -> None:  # fmt: skip
     """Adds one quadtree of `pixels`, whose first one is `corner`, to `sums` [C + 2, h, w].
 
-    Its terms are thresholded, or shrunk by what `pilot`, an estimate of the values, says of them.
+    Its terms are thresholded, or shrunk by what `pilot`, an estimate of the values, says of them; with a `texture` also
+    by that, and the leaves are those of least risk.
     plain: as in a field: all tiles have weight one, and a mean is a term like others.
     """
     scaled = [coefficients(pixels, size) for size in sizes]
     limits = [thresholds(pixels, size, 0.0, sigmas) for size in sizes]
-    everywhere = [torch.ones(each.shape[:2], dtype=torch.bool, device=sums.device) for each in scaled]
-    leaves = choose(scaled, limits, everywhere)
-    for size, coefficient, limit, leaf in zip(sizes, scaled, limits, leaves, strict=True):
+    if texture is None:
+        gains = [None] * len(sizes)
+        everywhere = [torch.ones(each.shape[:2], dtype=torch.bool, device=sums.device) for each in scaled]
+        leaves = choose(scaled, limits, everywhere)
+    else:
+        gains, risks = zip(*(texture.shrunk(pixels, pilot, size) for size in sizes), strict=True)
+        leaves = prune(risks)
+    for size, coefficient, limit, gain, leaf in zip(sizes, scaled, limits, gains, leaves, strict=True):
         y, x = torch.nonzero(leaf, as_tuple=True)
         if not len(y):
             continue
         chosen, limit = coefficient[leaf], limit[leaf]  # [t, C, P, P], [t, 1, 1, 1]
         variance = (limit / sigmas).square()  # of a scaled coefficient
-        if pilot is None:
+        if gain is not None:
+            kept = gain[leaf]
+        elif pilot is None:
             kept = (chosen.abs() > limit).to(chosen)
         else:
             energy = coefficients(replace(pixels, values=pilot), size)[leaf].square()

@@ -19,6 +19,7 @@ from cpikan_hr.solvers import growth
 from cpikan_hr.solvers.blocks import Block, ReadTarget, blocks_of
 from cpikan_hr.solvers.leaves import Size, choose, coefficients, exists, sizes_of, thresholds
 from cpikan_hr.solvers.spectral import read
+from cpikan_hr.solvers.texture import Texture
 
 SAMPLED = 2**20  # pixels looked at
 GROWN = 2**18  # pixels whose networks are grown to find the price
@@ -39,6 +40,7 @@ class Sample:
         start: StartOptions,
         seed: int = 0,
         sizes: list[Size] | None = None,
+        texture: Texture | None = None,
     ):
         every, halo = sizes_of(field, group)
         self.sizes = sizes or every
@@ -52,7 +54,7 @@ class Sample:
             if self.pixels >= SAMPLED:
                 break
             block: Block = blocks[number]
-            data = read(field, group, target, shape, block, self.sizes, halo, start)
+            data = read(field, group, target, shape, block, self.sizes, halo, start, texture)
             present = [exists(block, size, coarsest, field.device) for size in self.sizes]
             scaled = [coefficients(data, size) for size in self.sizes]
             self.parts.append((scaled, [thresholds(data, size, 0.0, start.threshold) for size in self.sizes], present))

@@ -21,6 +21,7 @@ from cpikan_hr.solvers.averaging import read_averaged
 from cpikan_hr.solvers.blocks import Block, Pixels, ReadTarget, blocks_of, read_block, shares_of
 from cpikan_hr.solvers.leaves import Size, choose, coefficients, exists, sizes_of, thresholds
 from cpikan_hr.solvers.terms import NOTHING, Found, Terms, divide
+from cpikan_hr.solvers.texture import Texture
 
 BLOCK = 2**17  # pixels of one block: all sizes' coefficients of it stay in the last-level cache
 AVERAGED = 2**18  # and of one whose surroundings are averaged with it
@@ -56,11 +57,11 @@ def fit_block(block: Block, pixels: Pixels, sizes: list[Size], price: float, sig
 
 def read(
     field: Field, group: int, target: ReadTarget, shape: tuple[int, int], block: Block, sizes: list[Size], halo: int,
-    start: StartOptions,
+    start: StartOptions, texture: Texture | None = None,
 ) -> Pixels:  # fmt: skip
     """The block that terms are chosen for, its noise averaged out where the recipe says so."""
     if start.shifts:
-        return read_averaged(field, group, target, shape, block, sizes, halo, start).pixels
+        return read_averaged(field, group, target, shape, block, sizes, halo, start, texture).pixels
     return read_block(field, group, target, shape, block, sizes[0].stride, halo)
 
 
@@ -74,8 +75,12 @@ def fit_spectral(
     share: int = 0,
     shares: int = 1,
     progress: Callable[[float], None] | None = None,
+    texture: Texture | None = None,
 ) -> dict[int, Terms]:
-    """The terms of this process' share of the blocks, per level number; `set_terms` puts them into the field."""
+    """The terms of this process' share of the blocks, per level number; `set_terms` puts them into the field.
+
+    texture: what `texture.learn` found.
+    """
     sizes, halo = sizes_of(field, group)
     terms = {size.level: Terms(field.mix.shape[0] * size.pixels**2) for size in sizes}
     pixels = at_once(AVERAGED if start.shifts else BLOCK, field.device)
@@ -84,7 +89,7 @@ def fit_spectral(
 
     @torch.no_grad()
     def fit(numbered: tuple[int, Block]) -> dict[int, Found]:
-        pixels = read(field, group, target, shape, numbered[1], sizes, halo, start)
+        pixels = read(field, group, target, shape, numbered[1], sizes, halo, start, texture)
         return fit_block(numbered[1], pixels, sizes, price, start.threshold)
 
     own = {number for number, _ in mine}

@@ -24,6 +24,7 @@ from cpikan_hr.solvers.last_layer import fit_last_layers
 from cpikan_hr.solvers.spectral import fit_spectral, set_terms
 from cpikan_hr.solvers.sweeps import sweep
 from cpikan_hr.solvers.terms import shared
+from cpikan_hr.solvers.texture import Texture, learn
 
 ROUNDS = 3  # passes over the picture at most until a target is met, by growing levels
 PASSES = 6  # and by closed-form ones, which are cheap
@@ -171,20 +172,21 @@ def fit_to_target(
     wanted_error, wanted_terms = wanted_of(recipe.target, full_range)
     if wanted_error is None and wanted_terms is None and recipe.target.seconds is not None:
         wanted_terms = TIMED
+    texture = learn(field, group, target, shape, recipe.start)
     if wanted_error is None and wanted_terms is None:
-        _fit_at(field, group, target, shape, 0.0, recipe.start, processes, report)
+        _fit_at(field, group, target, shape, 0.0, recipe.start, processes, report, texture)
         passed()
         return
     goals = (wanted_error, _left(wanted_terms, field, group, shape))
     found: list[tuple[tuple, float]] = []  # merit and price of every pass
 
     def fit(price: float) -> tuple[float, float]:
-        _fit_at(field, group, target, shape, price, recipe.start, processes, report)
+        _fit_at(field, group, target, shape, price, recipe.start, processes, report, texture)
         values = passed()
         found.append((merit(*values, goals), price))
         return values
 
-    sample = Sample(field, group, target, shape, recipe.start)
+    sample = Sample(field, group, target, shape, recipe.start, texture=texture)
     aims, passes = list(goals), ([], [])
     for _ in range(PASSES):
         prices = [0.0 if aim is None else sample.price_for(aim, which) for which, aim in enumerate(aims)]
@@ -228,8 +230,10 @@ def corrected(passes: list[tuple[float, float]], goal: float) -> float:
     return aim * (max(goal, 1e-30) / value) ** slope
 
 
-def _fit_at(field, group, target, shape, price, start: StartOptions, processes: Processes, report) -> None:
-    mine = fit_spectral(field, group, target, shape, price, start, processes.rank, processes.ranks, report)
+def _fit_at(
+    field, group, target, shape, price, start: StartOptions, processes: Processes, report, texture: Texture | None
+) -> None:
+    mine = fit_spectral(field, group, target, shape, price, start, processes.rank, processes.ranks, report, texture)
     set_terms(field, shared(mine, processes))
 
 

@@ -18,19 +18,25 @@ from cpikan_hr.recipe import StartOptions
 from cpikan_hr.solvers.averaging import add_quadtree, read_averaged
 from cpikan_hr.solvers.blocks import Block, Pixels, ReadTarget, blocks_of, read_block
 from cpikan_hr.solvers.leaves import Size, sizes_of
+from cpikan_hr.solvers.texture import Texture
 
 ONE_SIGMA = 0.6827  # part of a normal distribution within one standard deviation
 SAMPLED = 2**18  # pixels solved again
 PLACES = 16  # in so many places, so that no single region decides
 
 
-def calibrate(field: Field, group: int, target: ReadTarget, shape: tuple[int, int], start: StartOptions) -> float:
+def calibrate(
+    field: Field, group: int, target: ReadTarget, shape: tuple[int, int], start: StartOptions,
+    texture: Texture | None = None,
+) -> float:  # fmt: skip
     """The factor from sqrt(risk) to one standard deviation; the same on all processes. 1 where nothing is known."""
     stride = sizes_of(field, group)[0][0].stride
     blocks = blocks_of(shape, stride, max(stride**2, SAMPLED // PLACES), square=True)
     chosen = np.random.default_rng(0).permutation(len(blocks))[:PLACES]
     with closing(
-        in_threads(lambda n: _ratios(field, group, target, shape, blocks[n], start, int(n)), chosen, field.device)
+        in_threads(
+            lambda n: _ratios(field, group, target, shape, blocks[n], start, int(n), texture), chosen, field.device
+        )
     ) as solved:
         ratios = np.concatenate(list(solved))
     return float(np.quantile(ratios, ONE_SIGMA)) if len(ratios) else 1.0
@@ -39,7 +45,7 @@ def calibrate(field: Field, group: int, target: ReadTarget, shape: tuple[int, in
 @torch.no_grad()
 def standard_deviation(
     field: Field, group: int, target: ReadTarget, shape: tuple[int, int], window: tuple[int, int, int, int],
-    start: StartOptions, factor: float,
+    start: StartOptions, factor: float, texture: Texture | None = None,
 ) -> np.ndarray:  # fmt: skip
     """Per pixel of the window (y0, y1, x0, x1), float32 [h, w], in the field's unit; NaN where nothing is known."""
     sizes, halo = sizes_of(field, group)
@@ -47,7 +53,7 @@ def standard_deviation(
     y0, y1, x0, x1 = window
     row, column = y0 // stride, x0 // stride
     block = Block(row, column, -(-y1 // stride) - row, -(-x1 // stride) - column)
-    averaged = read_averaged(field, group, target, shape, block, sizes, halo, start)
+    averaged = read_averaged(field, group, target, shape, block, sizes, halo, start, texture)
     risk = averaged.risk
     if averaged.pixels.known is not None:
         risk = torch.where(averaged.pixels.known, risk, torch.nan)
@@ -57,8 +63,9 @@ def standard_deviation(
 
 @torch.no_grad()
 def _ratios(
-    field: Field, group: int, target: ReadTarget, shape: tuple[int, int], block: Block, start: StartOptions, seed: int
-) -> np.ndarray:
+    field: Field, group: int, target: ReadTarget, shape: tuple[int, int], block: Block, start: StartOptions, seed: int,
+    texture: Texture | None,
+) -> np.ndarray:  # fmt: skip
     """|error| / sqrt(risk) of the known pixels of a block whose truth is the field itself."""
     sizes, halo = sizes_of(field, group)
     window = field.levels[sizes[0].level].tile_grid.axes[0].window
@@ -74,7 +81,7 @@ def _ratios(
     def exact(*where: int) -> tuple:
         return simulated(*where, noisy=False)
 
-    solved = read_averaged(field, group, simulated, shape, block, sizes, halo, start)
+    solved = read_averaged(field, group, simulated, shape, block, sizes, halo, start, texture)
     again = _encoded(solved.pixels, sizes, halo, start.threshold, window)
     truth = read_block(field, group, exact, shape, block, sizes[0].stride, halo).values
     ratio = (again - truth).abs() / solved.risk.sqrt()
