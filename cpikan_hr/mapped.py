@@ -6,6 +6,7 @@ on the way (`Field.lattice` does), and what it reads next comes from the system'
 
 import mmap
 import threading
+from collections.abc import Iterable
 from math import prod
 from weakref import WeakSet
 
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from cpikan_hr.files import temporary_file, writing_temporary
+
+PIECE = 2**20  # numbers copied at once
 
 _maps: WeakSet = WeakSet()
 _lock = threading.Lock()
@@ -52,6 +55,37 @@ def in_memory(module: nn.Module) -> None:
     for tensor in (*module.parameters(), *module.buffers()):
         tensor.data = tensor.data.clone()
     release()
+
+
+def in_files(module: nn.Module) -> None:
+    """Copies parameters and buffers into temporary files, in place, for training: see `training/in_files.py`.
+
+    The gradient of a parameter then holds the rows alone that were selected.
+    """
+    for parameter in module.parameters():
+        parameter.data, parameter.sparse_gradient = file_copy(parameter.data), True
+    for buffer in module.buffers():
+        buffer.data = file_copy(buffer.data)
+
+
+def file_copy(tensor: Tensor) -> Tensor:
+    """A copy in a temporary file, made piece by piece."""
+    return _in_file(tensor.shape, tensor.dtype, tensor.detach().reshape(-1).split(PIECE))
+
+
+def file_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros in a temporary file, all of which is written: a disk found full later would end the process."""
+    count = prod(shape)
+    zeros = torch.zeros(min(PIECE, count), dtype=dtype)
+    return _in_file(shape, dtype, (zeros[: count - first] for first in range(0, count, PIECE)))
+
+
+def _in_file(shape: tuple[int, ...], dtype: torch.dtype, pieces: Iterable[Tensor]) -> Tensor:
+    spool = SpooledVector(dtype)
+    for piece in pieces:
+        spool.add(piece.numpy())
+        release()
+    return spool.tensor().view(shape)
 
 
 class SpooledVector:

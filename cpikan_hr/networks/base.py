@@ -19,11 +19,33 @@ import torch
 from torch import Tensor, nn
 
 from ..jets import Jet, full_precision, linear
+from ..mapped import release
 
 
 def select(parameter: Tensor, tiles: Tensor | None) -> Tensor:
     """Rows `tiles` of a `[tiles, ...]` tensor; all of them, uncopied, where `tiles` is None."""
-    return parameter if tiles is None else parameter.index_select(0, tiles)
+    if tiles is None:
+        return parameter
+    if getattr(parameter, "sparse_gradient", False) and torch.is_grad_enabled():
+        return SparseRows.apply(parameter, tiles)
+    return parameter.index_select(0, tiles)
+
+
+class SparseRows(torch.autograd.Function):
+    """Rows of a tensor whose gradient holds them alone (sparse): nothing as large as the tensor is made."""
+
+    @staticmethod
+    def forward(context, parameter: Tensor, rows: Tensor) -> Tensor:
+        context.shape = parameter.shape
+        context.save_for_backward(rows)
+        selected = parameter.index_select(0, rows)
+        release()  # 16 pages become resident for each that a row is on
+        return selected
+
+    @staticmethod
+    def backward(context, slopes: Tensor) -> tuple[Tensor, None]:
+        (rows,) = context.saved_tensors
+        return torch.sparse_coo_tensor(rows[None], slopes, context.shape, check_invariants=False), None
 
 
 def assign(parameter: Tensor, tiles: Tensor | None, values: Tensor) -> None:

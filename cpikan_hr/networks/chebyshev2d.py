@@ -136,7 +136,7 @@ class Chebyshev2D(TiledNetwork):
         number, tile = self._listed(tiles)
         count = self.tiles if tiles is None else len(tiles)
         size = self.out_features * self.shape[0] * self.shape[1]
-        values = self.coefficients.index_select(0, number)
+        values = select(self.coefficients, number)
         flat = values.new_zeros(count * size).index_add(0, tile * size + self.index[number], values)
         return flat.view(count, self.out_features, *self.shape)
 

@@ -96,6 +96,12 @@ class TrainingOptions(Section):
         None,
         description="mixed precision (null: as the accelerate file says); interferometry and derivatives stay fp32",
     )
+    memory_mb: float | None = Field(
+        64.0,
+        ge=0,
+        description="a field whose weights, gradients and moments take more is trained in temporary files, by one "
+        "process with adam or adamw on a CPU, without ema, sweeps or settling (null: always in memory)",
+    )
     sweep_every: int | None = Field(
         None, ge=1, description="updates between sweeps of local solves over such tiles as `start.sweeps` (null: off)"
     )

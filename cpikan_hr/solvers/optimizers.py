@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from cpikan_hr.fields import Field
 from cpikan_hr.recipe import FieldOptions, TrainingOptions
+from cpikan_hr.solvers.file_adam import FileAdam
 
 _CLASSES = {
     "adam": torch.optim.Adam,
@@ -22,8 +23,13 @@ _CLASSES = {
 _FUSED = ("adam", "adamw", "sgd")  # one pass over the weights, without temporaries as large as they are
 
 
-def build_optimizer(field: Field, options: TrainingOptions, levels: FieldOptions) -> Optimizer:
-    """One parameter group per level of the recipe that trains, with the level's share of the learning rate."""
+def build_optimizer(
+    field: Field, options: TrainingOptions, levels: FieldOptions, in_files: bool = False
+) -> Optimizer:
+    """One parameter group per level of the recipe that trains, with the level's share of the learning rate.
+
+    in_files: for parameters in files (`mapped.in_files`); adam and adamw alone.
+    """
     groups = [
         {"params": [p for k in numbers for p in field.levels[k].parameters()], "lr": options.lr * choice.lr_scale}
         for numbers, choice in zip(field.groups, levels.levels, strict=True)
@@ -35,6 +41,8 @@ def build_optimizer(field: Field, options: TrainingOptions, levels: FieldOptions
         from cpikan_hr.solvers.soap import TileSOAP  # its library takes seconds to import
 
         return TileSOAP(groups, options.lr, options.betas, options.weight_decay)
+    if in_files:
+        return FileAdam(groups, options.lr, options.betas, options.weight_decay, options.optimizer == "adamw")
     extra = {} if options.optimizer in ("rmsprop", "sgd") else {"betas": options.betas}
     if options.optimizer in _FUSED:
         extra["fused"] = True

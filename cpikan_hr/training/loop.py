@@ -18,7 +18,7 @@ from cpikan_hr.errors import Interrupted, UserError
 from cpikan_hr.fields import Field, Region
 from cpikan_hr.files import created_folder, write_text
 from cpikan_hr.jets import Jet, compile_kernels
-from cpikan_hr.mapped import in_memory
+from cpikan_hr.mapped import in_files, in_memory
 from cpikan_hr.problems import Problem, build_problem
 from cpikan_hr.problems.batches import Batches
 from cpikan_hr.processes import Processes
@@ -30,6 +30,7 @@ from cpikan_hr.solvers.start import fit_field, normalise, sweep_field
 from cpikan_hr.training import checkpoints
 from cpikan_hr.training.backend import make_accelerator
 from cpikan_hr.training.display import Preview, StartBar, contribution_table, described, missed
+from cpikan_hr.training.in_files import goes_into_files
 from cpikan_hr.training.requirements import check_backend, whole_weights
 from cpikan_hr.training.settling import settle
 from cpikan_hr.training.solve import solve
@@ -99,7 +100,9 @@ def fit(
     updater = None  # a start that is the answer is written as it lies in its files: nothing is prepared and copied
     second = checkpoint is not None and checkpoints.is_second_order(checkpoint)
     if not second and (options.steps or checkpoint is not None):
-        optimizer = build_optimizer(field, options, recipe.field)
+        filed = goes_into_files(field, recipe, accelerator)
+        (in_files if filed else in_memory)(field)
+        optimizer = build_optimizer(field, options, recipe.field, filed)
         updater = Updater(accelerator, field, optimizer, lambda step: rate(step, options), options.clip, options.ema)
     batches = problem.batches(recipe)
     if updater and checkpoint is not None:
@@ -236,8 +239,6 @@ def begin_field(
         target = problem.kept_target()
         fit_field(field, target, problem.shape, recipe, problem.full_range, processes, progress, solved)
     preview.draw(field, pause=0)
-    if recipe.training.steps:
-        in_memory(field)
     return field, levels
 
 

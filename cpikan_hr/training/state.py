@@ -15,7 +15,9 @@ import torch
 from accelerate import Accelerator
 
 from cpikan_hr.errors import UserError
+from cpikan_hr.solvers.file_adam import FileAdam
 from cpikan_hr.training.backend import offload_device
+from cpikan_hr.training.in_files import ADAM, load_files, save_files
 from cpikan_hr.training.update import Updater
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -28,6 +30,8 @@ def save_state(updater: Updater, folder: Path) -> None:
     """
     if offload_device(updater.accelerator, "offload_optimizer") == "nvme":
         _save_partitions(updater, folder)
+    elif isinstance(updater.optimizer.optimizer, FileAdam):
+        save_files(updater.model, updater.optimizer.optimizer, folder)
     else:
         updater.accelerator.save_state(str(folder))
     if updater.average and updater.accelerator.is_main_process:
@@ -43,6 +47,8 @@ def load_state(updater: Updater, folder: Path) -> None:
     """
     if offload_device(updater.accelerator, "offload_optimizer") == "nvme":
         _load_partitions(updater, folder)
+    elif (folder / ADAM).is_file():
+        load_files(updater.model, updater.optimizer.optimizer, folder)
     else:
         updater.accelerator.load_state(str(folder))
     if updater.average:

@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Field, Level
+from cpikan_hr.solvers.file_adam import FileAdam, clip_gradients
 from cpikan_hr.solvers.optimizers import states_of
 from cpikan_hr.training.backend import check_optimizer, full_state_dict, precision_of
 from cpikan_hr.training.ema import WeightAverage
@@ -162,6 +163,10 @@ class Updater:
     def _sharded(self) -> bool:
         return self._deepspeed or self.accelerator.is_fsdp2
 
+    @property
+    def _in_files(self) -> bool:
+        return isinstance(self.optimizer.optimizer, FileAdam)
+
     def _shards(self):
         if self._deepspeed:
             from cpikan_hr.training.shards import Shards  # DeepSpeed takes a second to import
@@ -214,7 +219,10 @@ class Updater:
             self.model.step()
             norm = self.model.get_global_grad_norm()
         else:
-            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self._clip)
+            if self._in_files:
+                norm = clip_gradients(self.model.parameters(), self._clip)
+            else:
+                norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self._clip)
             norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -224,7 +232,12 @@ class Updater:
         return float(norm)
 
     def weights(self) -> dict[str, Tensor] | None:
-        """Collective. The model's whole state, averaged weights where asked for, on the main process; else None."""
+        """Collective. The model's whole state, averaged weights where asked for, on the main process; else None.
+
+        To be written before the next update.
+        """
+        if self._in_files:
+            return self.model.state_dict()  # as it lies in its files
         state = full_state_dict(self.accelerator, self.model)
         return state | self.average.state() if state and self.average else state
 
@@ -288,11 +301,15 @@ class GradientWatch:
 
     @torch.no_grad()
     def _note(self, index: int, gradient: Tensor) -> None:
-        gradient = gradient.detach()
+        gradient, rows = gradient.detach(), None
+        if gradient.is_sparse:  # some rows of it, in any order
+            rows, gradient = gradient._indices()[0], gradient._values()
         if gradient.ndim > 1:  # a reduction over each row, which keeps a NaN: no copy of the gradient
             gradient = torch.linalg.vector_norm(gradient.flatten(1), ord=float("inf"), dim=1)
         bad = ~torch.isfinite(gradient.reshape(-1))
         first = torch.where(bad.any(), bad.byte().argmax(), -1)
+        if rows is not None and first >= 0:
+            first = rows[bad].min()
         known = self._first[index]
         self._first[index] = first if known is None else torch.where(known >= 0, known, first)
 
