@@ -6,9 +6,9 @@ For every size, each stage (synth, decode, start: the closed-form solve, render,
 process of its own on a stack of 4 x 4 frames; its peak RSS is what the kernel accounts for it. `frames_mb` is what one
 would need to hold the frames, `field_mb` the field's file.
 
-Neither frames nor fields are held in memory, except by gradient steps: parameters, gradients and Adam's moments are
-four times the field. So they are measured twice: `train` are updates of the shipped recipe, whose field grows with the
-picture, `train_fixed` updates of a field of equally many tiles at every size, which shows that the frames do not count.
+Neither frames nor fields are held in memory. Updates are measured twice: `train` are some of the shipped recipe, whose
+field grows with the picture (parameters, gradients and Adam's moments are four times the field, and lie in temporary
+files beyond `training.memory_mb`), `train_fixed` some of a field of equally many tiles at every size.
 Prints one JSON line; `growth` is the peak at the largest size over that at 4 MP (or at the first size).
 """
 

@@ -50,8 +50,8 @@ class FileAdam(Adam):
         rows = max(1, PIECE * len(parameter) // parameter.numel())
         for first in range(0, len(parameter), rows):
             piece, step = slice(first, first + rows), state["step"].clone()
-            tensors = ([tensor[piece]] for tensor in (parameter.data, *(state[name] for name in MOMENTS)))
-            weights, mean, square = tensors
+            whole = (parameter.data, *(state[name] for name in MOMENTS))
+            weights, mean, square = ([tensor[piece]] for tensor in whole)
             adam(
                 weights, [_dense(gradient, piece, weights[0])], mean, square, [], [step], fused=True,
                 decoupled_weight_decay=group["decoupled_weight_decay"], amsgrad=False, maximize=False,

@@ -1,9 +1,10 @@
 """Saving and loading what a run needs to go on exactly: parameters and optimizer state, in the backend's shards.
 
 Invariant: after `load_state` the next update gives the same numbers as if the run had not been stopped, whatever the
-backend. Accelerate's own `save_state` does that except for optimizer state on NVMe: DeepSpeed 0.19.8 copies the swap
-files but restores neither parameters nor the groups too small to be swapped, without a word. There each rank writes its
-own partition of fp32 weights and Adam moments instead, through DeepSpeed's tensor interface.
+backend. Accelerate's own `save_state` does that but for fields in files (`in_files.py`), which it would make whole
+copies of in memory, and for optimizer state on NVMe: DeepSpeed 0.19.8 copies the swap files but restores neither
+parameters nor the groups too small to be swapped, without a word. There each rank writes its own partition of fp32
+weights and Adam moments instead, through DeepSpeed's tensor interface.
 
 The folder is the caller's to name, complete and rename: nothing here is atomic. On NVMe only tensors are unpickled
 (`weights_only`); Accelerate and DeepSpeed unpickle their files freely, so load only checkpoints you trust.
@@ -15,12 +16,10 @@ import torch
 from accelerate import Accelerator
 
 from cpikan_hr.errors import UserError
-from cpikan_hr.solvers.file_adam import FileAdam
+from cpikan_hr.solvers.file_adam import MOMENTS, FileAdam
 from cpikan_hr.training.backend import offload_device
 from cpikan_hr.training.in_files import ADAM, load_files, save_files
 from cpikan_hr.training.update import Updater
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def save_state(updater: Updater, folder: Path) -> None:
@@ -69,7 +68,7 @@ def _save_partitions(updater: Updater, folder: Path) -> None:
             continue
         # Views of swap buffers that the next call overwrites: copied at once.
         values = {"fp32": safe_get_local_fp32_param(parameter).clone()}
-        for key in _MOMENTS:
+        for key in MOMENTS:
             values[key] = safe_get_local_optimizer_state(parameter, key).clone()
         parameters[name] = values
     counts = [state["step"] for state in _adam_states(updater)]
@@ -90,7 +89,7 @@ def _load_partitions(updater: Updater, folder: Path) -> None:
         values = saved["parameters"][name]
         if parameter.requires_grad:
             safe_set_local_fp32_param(parameter, values["fp32"])
-            for key in _MOMENTS:
+            for key in MOMENTS:
                 safe_set_local_optimizer_state(parameter, values[key], key)
         parameter.ds_tensor.data.copy_(values["fp32"].view_as(parameter.ds_tensor))  # what forward gathers
     for state, count in zip(_adam_states(updater), saved["adam_steps"], strict=True):
@@ -106,7 +105,7 @@ def _create_moments(updater: Updater) -> None:
         if swapped:
             zero._optimizer_states_and_gradient_swap_in(index)
         state = zero.optimizer.state[group]
-        for key in _MOMENTS:
+        for key in MOMENTS:
             state.setdefault(key, torch.zeros_like(group.data))
         if swapped:
             zero._optimizer_states_and_gradient_swap_out(index)
