@@ -26,7 +26,7 @@ from cpikan_hr.fields import Field
 from cpikan_hr.fields.windows import ramp
 from cpikan_hr.recipe import StartOptions
 from cpikan_hr.solvers.blocks import Block, Pixels, ReadTarget, read_block
-from cpikan_hr.solvers.leaves import Size, choose, coefficients, thresholds
+from cpikan_hr.solvers.leaves import LEAST, Size, choose, coefficients, thresholds
 from cpikan_hr.solvers.quadtree import prune
 from cpikan_hr.solvers.texture import Texture
 
@@ -129,7 +129,7 @@ def add_quadtree(
         if not len(y):
             continue
         chosen, limit = coefficient[leaf], limit[leaf]  # [t, C, P, P], [t, 1, 1, 1]
-        variance = (limit / sigmas).square()  # of a scaled coefficient
+        variance = (limit / sigmas).square().clamp_min(LEAST)  # of a scaled coefficient
         if gain is not None:
             kept = gain[leaf]
         elif pilot is None:

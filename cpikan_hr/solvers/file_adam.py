@@ -47,7 +47,7 @@ class FileAdam(Adam):
             state["step"] = torch.zeros((), dtype=torch.float32)
             state |= {name: file_zeros(parameter.shape, parameter.dtype) for name in MOMENTS}
         gradient = parameter.grad.coalesce() if parameter.grad.is_sparse else parameter.grad
-        rows = max(1, PIECE * len(parameter) // parameter.numel())
+        rows = max(1, PIECE * len(parameter) // max(1, parameter.numel()))
         for first in range(0, len(parameter), rows):
             piece, step = slice(first, first + rows), state["step"].clone()
             whole = (parameter.data, *(state[name] for name in MOMENTS))

@@ -12,6 +12,8 @@ from cpikan_hr.fields import Field
 from cpikan_hr.solvers.blocks import Block, Pixels
 from cpikan_hr.solvers.quadtree import prune
 
+LEAST = 2e-19  # variance of a coefficient, so that it can be divided by where there is no noise, or nothing is known
+
 
 @dataclass(frozen=True)
 class Size:

@@ -13,12 +13,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Field
 from cpikan_hr.recipe import StartOptions
 from cpikan_hr.solvers.blocks import Pixels, ReadTarget, blocks_of, read_block
-from cpikan_hr.solvers.leaves import Size, coefficients, sizes_of, thresholds
+from cpikan_hr.solvers.leaves import LEAST, Size, coefficients, sizes_of, thresholds
 
 SAMPLED, PLACES = 2**19, 64  # pixels that the spectra are learnt from, and in how many places
 ROUNDS = 2  # of spectrum and scales in turn
@@ -26,6 +27,7 @@ SCORING = 4  # Fisher scoring steps that find a tile's scale
 OWN = 0.2  # part of what a term is expected to hold that the pilot says
 LEFT = 0.25  # of the noise's energy in a term: what the pilot may still hold of it
 TINY = 1e-6  # least scale, and of spectrum and noise what a term holds at least
+KNOWN = 0.9  # part of a tile's pixels that are known where a spectrum is learnt: what is filled in is smooth
 
 
 class Shrunk(NamedTuple):
@@ -58,7 +60,16 @@ def energies(pixels: Pixels, size: Size) -> tuple[Tensor, Tensor]:
     """Squares [t, C, P, P] of a block's scaled coefficients, 0 for the means; variance [t, 1, 1, 1] of their noise."""
     scaled = coefficients(pixels, size).square_().flatten(0, 1)
     scaled[..., 0, 0] = 0
-    return scaled, thresholds(pixels, size, 0.0, 1.0).square().flatten(0, 1)
+    return scaled, thresholds(pixels, size, 0.0, 1.0).square().clamp_min(LEAST).flatten(0, 1)
+
+
+def seen(pixels: Pixels, size: Size) -> Tensor:
+    """Which tiles [t] of a block show what the surface is like."""
+    noisy = thresholds(pixels, size, 0.0, 1.0).flatten() > 0
+    if pixels.known is None:
+        return noisy
+    known = avg_pool2d(pixels.known[None].to(pixels.values), size.pixels, size.stride)
+    return noisy & (known.flatten() >= KNOWN)
 
 
 def scales(scaled: Tensor, variance: Tensor, spectrum: Tensor) -> Tensor:
@@ -89,7 +100,10 @@ def spectrum_of(scaled: Tensor, variance: Tensor) -> Tensor:
 
 @torch.no_grad()
 def learn(field: Field, group: int, target: ReadTarget, shape: tuple[int, int], start: StartOptions) -> Texture | None:
-    """The texture of what the first `group` levels leave, the same on all processes; None where it is not asked for."""
+    """The texture of what the first `group` levels leave, the same on all processes.
+
+    None where it is not asked for, or no tile of some size is known well enough.
+    """
     if not start.texture:
         return None
     sizes, halo = sizes_of(field, group)
@@ -101,7 +115,9 @@ def learn(field: Field, group: int, target: ReadTarget, shape: tuple[int, int], 
         if pixels.noise is None:
             raise UserError("start.texture: the noise of this problem is not known; leave it out")
         for size in sizes:
-            parts[size.level].append(energies(pixels, size))
-    return Texture({
-        level: spectrum_of(*(torch.cat(each) for each in zip(*found, strict=True))) for level, found in parts.items()
-    })  # fmt: skip
+            which = seen(pixels, size)
+            parts[size.level].append(tuple(each[which] for each in energies(pixels, size)))
+    whole = {level: tuple(map(torch.cat, zip(*found, strict=True))) for level, found in parts.items()}
+    if not all(len(scaled) for scaled, _ in whole.values()):
+        return None
+    return Texture({level: spectrum_of(*both) for level, both in whole.items()})

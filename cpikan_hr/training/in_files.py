@@ -1,8 +1,9 @@
 """Fields larger than memory: while one process trains them, weights and Adam's moments lie in temporary files.
 
 An update needs the tiles of its batch: their weights are read, their gradients are sparse, and `FileAdam` passes over
-all weights and moments piece by piece. So what is resident grows neither with the field nor with the picture. Several
-processes share the moments by ZeRO, and put them on NVMe by its own files (`accelerate_configs/zero3_nvme.yaml`).
+all weights and moments piece by piece. So what updates keep resident grows neither with the field nor with the
+picture (a field that is resumed, or has no start from data, is made in memory first). Several processes share the
+moments by ZeRO, and put them on NVMe by its own files (`accelerate_configs/zero3_nvme.yaml`).
 
 A checkpoint holds the weights as Accelerate's does, and the moments by the parameters' names in ADAM.
 """

@@ -93,9 +93,9 @@ def fit(
         if checkpoint is None:
             field, levels = begin_field(problem, recipe, processes, preview, stop)
         else:
-            tensors, levels = checkpoints.layout_of(run, checkpoint), levels_of(run)
-            field = field_of(tensors, problem, recipe).to(accelerator.device)
-    start = field.layout()
+            field, levels = field_of(checkpoints.layout_of(run, checkpoint), problem, recipe), levels_of(run)
+            field.to(accelerator.device)
+    start = None if checkpoint else field.layout()
     parameters = field.count_parameters()
     updater = None  # a start that is the answer is written as it lies in its files: nothing is prepared and copied
     second = checkpoint is not None and checkpoints.is_second_order(checkpoint)
@@ -117,7 +117,8 @@ def fit(
     }  # fmt: skip
     with processes.together():
         if accelerator.is_main_process:
-            begin_run(run, recipe, about, None if checkpoint else start)
+            begin_run(run, recipe, about, start)
+            start = None  # what it holds is not the field's any more where that went into files
             if problem.note() and checkpoint is None:
                 print(problem.note(), flush=True)
             if levels and checkpoint is None:

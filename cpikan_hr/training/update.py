@@ -304,6 +304,8 @@ class GradientWatch:
         gradient, rows = gradient.detach(), None
         if gradient.is_sparse:  # some rows of it, in any order
             rows, gradient = gradient._indices()[0], gradient._values()
+        if not gradient.numel():
+            return
         if gradient.ndim > 1:  # a reduction over each row, which keeps a NaN: no copy of the gradient
             gradient = torch.linalg.vector_norm(gradient.flatten(1), ord=float("inf"), dim=1)
         bad = ~torch.isfinite(gradient.reshape(-1))

@@ -135,3 +135,41 @@ def test_it_is_learnt_only_where_asked_for_and_needs_the_noise():
     assert learn(field, 0, reader(values, None, sigma), SHAPE, PLAIN) is None
     with pytest.raises(UserError, match=r"start\.texture: the noise"):
         learn(field, 0, reader(values), SHAPE, START)
+
+
+def disc(radius: float) -> np.ndarray:
+    """1 inside a disc in the middle of the frame, 0 outside, [H, W]."""
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    return (np.hypot(y - SHAPE[0] / 2, x - SHAPE[1] / 2) < radius).astype(np.float32)
+
+
+def test_pixels_that_are_not_known_change_neither_spectrum_nor_estimate():
+    truth, values, sigma = textured()
+    weight, field = disc(90), field_of(LEVELS, values)
+    masked = np.where(weight[..., None] > 0, values, 0)
+    whole = learn(field, 0, reader(values, None, sigma), SHAPE, START)
+    read = reader(masked, weight, np.where(weight > 0, sigma, 0))
+    part = learn(field, 0, read, SHAPE, START)
+    for level, spectrum in whole.spectra.items():
+        assert 0.8 < float(part.spectra[level].sum() / spectrum.sum()) < 1.25
+    set_terms(field, fit_spectral(field, 0, read, SHAPE, 0.0, START, texture=part))
+    found = field.pixels(0, SHAPE[0], 0, SHAPE[1])[0].numpy()
+    error = (found - truth[..., 0])[disc(80) > 0]
+    assert np.isfinite(found).all() and np.sqrt(np.square(error).mean()) < 0.35
+
+
+@pytest.mark.parametrize("start", [PLAIN, START], ids=["wiener", "texture"])
+def test_a_patch_without_noise_is_kept_and_spoils_nothing_around_it(start):
+    truth, values, sigma = textured()
+    values[40:100, 60:120], sigma[40:100, 60:120] = truth[40:100, 60:120], 0
+    field, read = field_of(LEVELS, values), reader(values, None, sigma)
+    texture = learn(field, 0, read, SHAPE, start)
+    set_terms(field, fit_spectral(field, 0, read, SHAPE, 0.0, start, texture=texture))
+    error = field.pixels(0, SHAPE[0], 0, SHAPE[1])[0].numpy() - truth[..., 0]
+    assert np.sqrt(np.square(error).mean()) < 0.4 and np.abs(error[60:80, 80:100]).max() < 1e-3
+
+
+def test_where_nothing_is_known_nothing_is_learnt():
+    _, values, sigma = textured()
+    read = reader(values, np.zeros(SHAPE, np.float32), np.zeros(SHAPE, np.float32))
+    assert learn(field_of(LEVELS, values), 0, read, SHAPE, START) is None

@@ -174,8 +174,18 @@ def test_a_fault_in_a_sparse_gradient_is_told_with_its_tile():
     assert all(torch.equal(value, old) for value, old in zip(field.parameters(), before, strict=True))
 
 
+def test_a_batch_that_sees_no_term_changes_nothing():
+    field = Field.build(FieldOptions(levels=[SPARSE | {"tile": 16}]), (64, 64), 1)
+    field.levels[0].network.set_terms(torch.tensor([0] * 15 + [3]), torch.arange(3), torch.ones(3))
+    in_files(field)
+    updater = Updater(Accelerator(cpu=True), field, FileAdam(field.parameters(), 1e-3, (0.9, 0.99), 0.0, False))
+    with updater.micro_batch():
+        updater.backward(updater.model(torch.full((3, 2), 4.0, dtype=torch.float64)).value.sum())
+    assert updater.step() == 0 and torch.equal(field.levels[0].network.coefficients, torch.ones(3))
+
+
 def test_what_is_resident_does_not_grow_with_the_field(tmp_path):
-    """Updates of one of 4096 tiles touch a few pages; passes over all weights and moments hand theirs back."""
+    """Updates of some of 16384 tiles touch a few pages; passes over all weights and moments hand theirs back."""
     level = {"tile": 16, "overlap": 0.5, "network": {"kind": "chebyshev2d", "degree": 15}}
     field = Field.build(FieldOptions(levels=[level]), (2048, 2048), 1)  # 16384 tiles of 256 terms: 17 MB
     in_files(field)
