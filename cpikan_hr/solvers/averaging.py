@@ -28,9 +28,8 @@ from cpikan_hr.recipe import StartOptions
 from cpikan_hr.solvers.blocks import Block, Pixels, ReadTarget, read_block
 from cpikan_hr.solvers.leaves import LEAST, Size, choose, coefficients, thresholds
 from cpikan_hr.solvers.quadtree import prune
-from cpikan_hr.solvers.texture import Texture
+from cpikan_hr.solvers.texture import LEFT, Texture
 
-LEFT = 0.25  # of the noise's energy in a term: what the first average may still hold of it
 PLASTIC = 1.32471795724474602596  # its powers spread points evenly over the square (Roberts' R2 sequence)
 
 
@@ -122,14 +121,19 @@ def add_quadtree(
         everywhere = [torch.ones(each.shape[:2], dtype=torch.bool, device=sums.device) for each in scaled]
         leaves = choose(scaled, limits, everywhere)
     else:
-        gains, risks = zip(*(texture.shrunk(pixels, pilot, size) for size in sizes), strict=True)
+        estimate = replace(pixels, values=pilot)
+        shrunk = [
+            texture.shrunk(size.level, each, _variance(limit, sigmas), coefficients(estimate, size))
+            for size, each, limit in zip(sizes, scaled, limits, strict=True)
+        ]
+        gains, risks = zip(*shrunk, strict=True)
         leaves = prune(risks)
     for size, coefficient, limit, gain, leaf in zip(sizes, scaled, limits, gains, leaves, strict=True):
         y, x = torch.nonzero(leaf, as_tuple=True)
         if not len(y):
             continue
         chosen, limit = coefficient[leaf], limit[leaf]  # [t, C, P, P], [t, 1, 1, 1]
-        variance = (limit / sigmas).square().clamp_min(LEAST)  # of a scaled coefficient
+        variance = _variance(limit, sigmas)
         if gain is not None:
             kept = gain[leaf]
         elif pilot is None:
@@ -156,6 +160,11 @@ def add_quadtree(
         columns = (corner[1] + x * size.stride)[:, None, None] + along
         places = (rows * sums.shape[2] + columns).flatten()
         sums.flatten(1).index_add_(1, places, planes.transpose(0, 1).flatten(1))
+
+
+def _variance(limit: Tensor, sigmas: float) -> Tensor:
+    """Of the noise in a scaled coefficient whose threshold is so many standard errors."""
+    return (limit / sigmas).square().clamp_min(LEAST)
 
 
 @lru_cache(maxsize=64)

@@ -51,6 +51,15 @@ def blocks_of(shape: tuple[int, int], stride: int, pixels: int, square: bool = F
     ]
 
 
+def sampled_blocks(shape: tuple[int, int], stride: int, pixels: int, places: int) -> list[tuple[int, Block]]:
+    """Square blocks of about so many pixels in all, with their numbers; the same on all processes.
+
+    They lie in so many places, so that no single region decides.
+    """
+    blocks = blocks_of(shape, stride, max(stride**2, pixels // places), square=True)
+    return [(int(number), blocks[number]) for number in np.random.default_rng(0).permutation(len(blocks))[:places]]
+
+
 def read_block(
     field: Field, group: int, target: ReadTarget, shape: tuple[int, int], block: Block, stride: int, halo: int
 ) -> Pixels:

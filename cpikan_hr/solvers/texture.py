@@ -7,10 +7,8 @@ Simoncelli 2000; Portilla et al. 2003). What a term is expected to hold, the sca
 first average (the pilot) says, gives its gain, and the risk of a tile, by which the quadtree's leaves are chosen.
 """
 
-from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
@@ -18,7 +16,7 @@ from torch.nn.functional import avg_pool2d
 from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Field
 from cpikan_hr.recipe import StartOptions
-from cpikan_hr.solvers.blocks import Pixels, ReadTarget, blocks_of, read_block
+from cpikan_hr.solvers.blocks import Pixels, ReadTarget, read_block, sampled_blocks
 from cpikan_hr.solvers.leaves import LEAST, Size, coefficients, sizes_of, thresholds
 
 SAMPLED, PLACES = 2**19, 64  # pixels that the spectra are learnt from, and in how many places
@@ -42,13 +40,14 @@ class Texture(NamedTuple):
 
     spectra: dict[int, Tensor]
 
-    def shrunk(self, pixels: Pixels, pilot: Tensor, size: Size) -> Shrunk:
-        """How the terms of `pixels` are shrunk. pilot: an estimate of the values."""
-        scaled, variance = energies(pixels, size)
-        spectrum = self.spectra[size.level].to(scaled)
-        scale = scales(scaled, variance, spectrum)[:, None, None, None]
-        known = coefficients(replace(pixels, values=pilot), size)
-        shape, known = known.shape, known.flatten(0, 1).square_()
+    def shrunk(self, level: int, scaled: Tensor, variance: Tensor, pilot: Tensor) -> Shrunk:
+        """How the scaled coefficients [ny, nx, C, P, P] of a level's tiles are shrunk.
+
+        variance: of their noise [ny, nx, 1, 1, 1]; pilot: the coefficients of an estimate of the values.
+        """
+        shape, spectrum, variance = scaled.shape, self.spectra[level].to(scaled), variance.flatten(0, 1)
+        scale = scales(squares(scaled), variance, spectrum)[:, None, None, None]
+        known = pilot.flatten(0, 1).square()
         expected = (known - LEFT * variance).clamp_min_(0).mul_(OWN).add_(scale * spectrum, alpha=1 - OWN)
         gains = expected.div_(expected + variance)
         gains[..., 0, 0] = 1  # a tile's mean is never lost
@@ -58,9 +57,15 @@ class Texture(NamedTuple):
 
 def energies(pixels: Pixels, size: Size) -> tuple[Tensor, Tensor]:
     """Squares [t, C, P, P] of a block's scaled coefficients, 0 for the means; variance [t, 1, 1, 1] of their noise."""
-    scaled = coefficients(pixels, size).square_().flatten(0, 1)
-    scaled[..., 0, 0] = 0
-    return scaled, thresholds(pixels, size, 0.0, 1.0).square().clamp_min(LEAST).flatten(0, 1)
+    noise = thresholds(pixels, size, 0.0, 1.0).flatten(0, 1)
+    return squares(coefficients(pixels, size)), noise.square().clamp_min(LEAST)
+
+
+def squares(scaled: Tensor) -> Tensor:
+    """Of coefficients [ny, nx, C, P, P], [t, C, P, P]; 0 for the means, which are no texture."""
+    found = scaled.flatten(0, 1).square()
+    found[..., 0, 0] = 0
+    return found
 
 
 def seen(pixels: Pixels, size: Size) -> Tensor:
@@ -108,10 +113,9 @@ def learn(field: Field, group: int, target: ReadTarget, shape: tuple[int, int], 
         return None
     sizes, halo = sizes_of(field, group)
     stride = sizes[0].stride
-    blocks = blocks_of(shape, stride, max(stride**2, SAMPLED // PLACES), square=True)
     parts: dict[int, list[tuple[Tensor, Tensor]]] = {size.level: [] for size in sizes}
-    for number in np.random.default_rng(0).permutation(len(blocks))[:PLACES]:
-        pixels = read_block(field, group, target, shape, blocks[number], stride, halo)
+    for _, block in sampled_blocks(shape, stride, SAMPLED, PLACES):
+        pixels = read_block(field, group, target, shape, block, stride, halo)
         if pixels.noise is None:
             raise UserError("start.texture: the noise of this problem is not known; leave it out")
         for size in sizes:

@@ -16,13 +16,13 @@ from cpikan_hr.fields import Field
 from cpikan_hr.parallel import in_threads
 from cpikan_hr.recipe import StartOptions
 from cpikan_hr.solvers.averaging import add_quadtree, read_averaged
-from cpikan_hr.solvers.blocks import Block, Pixels, ReadTarget, blocks_of, read_block
+from cpikan_hr.solvers.blocks import Block, Pixels, ReadTarget, read_block, sampled_blocks
 from cpikan_hr.solvers.leaves import Size, sizes_of
 from cpikan_hr.solvers.texture import Texture
 
 ONE_SIGMA = 0.6827  # part of a normal distribution within one standard deviation
 SAMPLED = 2**18  # pixels solved again
-PLACES = 16  # in so many places, so that no single region decides
+PLACES = 16  # in so many places
 
 
 def calibrate(
@@ -31,13 +31,12 @@ def calibrate(
 ) -> float:  # fmt: skip
     """The factor from sqrt(risk) to one standard deviation; the same on all processes. 1 where nothing is known."""
     stride = sizes_of(field, group)[0][0].stride
-    blocks = blocks_of(shape, stride, max(stride**2, SAMPLED // PLACES), square=True)
-    chosen = np.random.default_rng(0).permutation(len(blocks))[:PLACES]
-    with closing(
-        in_threads(
-            lambda n: _ratios(field, group, target, shape, blocks[n], start, int(n), texture), chosen, field.device
-        )
-    ) as solved:
+    blocks = sampled_blocks(shape, stride, SAMPLED, PLACES)
+
+    def ratios_of(numbered: tuple[int, Block]) -> np.ndarray:
+        return _ratios(field, group, target, shape, numbered[1], start, numbered[0], texture)
+
+    with closing(in_threads(ratios_of, blocks, field.device)) as solved:
         ratios = np.concatenate(list(solved))
     return float(np.quantile(ratios, ONE_SIGMA)) if len(ratios) else 1.0
 

@@ -23,6 +23,7 @@ from cpikan_hr.solvers.optimizers import states_of
 from cpikan_hr.training.tensors import CHUNK, map_tensors, save_tensors
 
 MODEL, ADAM = "model.safetensors", "adam.safetensors"
+_KEYS = ("step", *MOMENTS)
 HELD = 4  # numbers per parameter: weight, gradient and two moments
 
 
@@ -59,9 +60,6 @@ def load_files(field: Field, optimizer: torch.optim.Optimizer, folder: Path) -> 
             state[number] = kept if copied else {key: value.clone() for key, value in kept.items()}
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
     release()
-
-
-_KEYS = ("step", *MOMENTS)
 
 
 def _copy(source: Tensor, target: Tensor) -> None:

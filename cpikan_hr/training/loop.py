@@ -101,7 +101,10 @@ def fit(
     second = checkpoint is not None and checkpoints.is_second_order(checkpoint)
     if not second and (options.steps or checkpoint is not None):
         filed = goes_into_files(field, recipe, accelerator)
-        (in_files if filed else in_memory)(field)
+        if filed:
+            in_files(field)
+        elif checkpoint is None:
+            in_memory(field)  # what the start has left in its files
         optimizer = build_optimizer(field, options, recipe.field, filed)
         updater = Updater(accelerator, field, optimizer, lambda step: rate(step, options), options.clip, options.ema)
     batches = problem.batches(recipe)

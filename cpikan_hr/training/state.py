@@ -30,7 +30,7 @@ def save_state(updater: Updater, folder: Path) -> None:
     if offload_device(updater.accelerator, "offload_optimizer") == "nvme":
         _save_partitions(updater, folder)
     elif isinstance(updater.optimizer.optimizer, FileAdam):
-        save_files(updater.model, updater.optimizer.optimizer, folder)
+        save_files(updater.model, updater.optimizer.optimizer, folder)  # one process: it is not wrapped
     else:
         updater.accelerator.save_state(str(folder))
     if updater.average and updater.accelerator.is_main_process:
@@ -47,7 +47,7 @@ def load_state(updater: Updater, folder: Path) -> None:
     if offload_device(updater.accelerator, "offload_optimizer") == "nvme":
         _load_partitions(updater, folder)
     elif (folder / ADAM).is_file():
-        load_files(updater.model, updater.optimizer.optimizer, folder)
+        load_files(updater.accelerator.unwrap_model(updater.model), updater.optimizer.optimizer, folder)
     else:
         updater.accelerator.load_state(str(folder))
     if updater.average:

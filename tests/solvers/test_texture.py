@@ -11,7 +11,7 @@ from cpikan_hr.errors import UserError
 from cpikan_hr.recipe import StartOptions
 from cpikan_hr.solvers.averaging import read_averaged
 from cpikan_hr.solvers.blocks import Block, Pixels
-from cpikan_hr.solvers.leaves import sizes_of
+from cpikan_hr.solvers.leaves import coefficients, sizes_of
 from cpikan_hr.solvers.spectral import fit_spectral, set_terms
 from cpikan_hr.solvers.texture import LEFT, OWN, Texture, learn, scales, spectrum_of
 from cpikan_hr.solvers.uncertainty import calibrate, standard_deviation
@@ -78,8 +78,9 @@ def test_gains_and_risk_are_what_the_terms_are_expected_to_hold():
     (size, *_), _ = sizes_of(field_of([{"tile": 16, "overlap": 0.0, "network": SPARSE}], np.zeros((16, 16, 1))), 0)
     spectrum = torch.from_numpy(rng.uniform(0.1, 2, (1, 16, 16)))
     spectrum[0, 0, 0] = 0
-    pixels = Pixels(torch.from_numpy(values)[None], None, torch.full((16, 16), 0.7, dtype=torch.float64))
-    gains, risk = Texture({size.level: spectrum}).shrunk(pixels, torch.from_numpy(pilot)[None], size)
+    scaled, known = (coefficients(Pixels(torch.from_numpy(a)[None], None, None), size) for a in (values, pilot))
+    variance = torch.full((1, 1, 1, 1, 1), 0.49, dtype=torch.float64)
+    gains, risk = Texture({size.level: spectrum}).shrunk(size.level, scaled, variance, known)
     noise, held = 0.49, dctn(pilot, norm="ortho") ** 2
     squares = torch.from_numpy(dctn(values, norm="ortho") ** 2)[None, None]
     squares[..., 0, 0] = 0
