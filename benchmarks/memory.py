@@ -8,7 +8,8 @@ would need to hold the frames, `field_mb` the field's file.
 
 Neither frames nor fields are held in memory. Updates are measured twice: `train` are some of the shipped recipe, whose
 field grows with the picture (parameters, gradients and Adam's moments are four times the field, and lie in temporary
-files beyond `training.memory_mb`), `train_fixed` some of a field of equally many tiles at every size.
+files beyond `training.memory_mb`), `train_in_memory` the same with `memory_mb` null, `train_fixed` some of a field of
+equally many tiles at every size.
 Prints one JSON line; `growth` is the peak at the largest size over that at 4 MP (or at the first size).
 """
 
@@ -35,11 +36,15 @@ def measure(megapixels: float, steps: int, folder: Path) -> dict[str, float]:
         "synth": ("cpikan_hr", "synth", str(stack), "--size", f"{width}x{height}"),
         "decode": ("cpikan_hr", "decode", str(stack), "--out", str(tiff)),
         "train": ("cpikan_hr.train", *recipe, "--training.steps", str(steps)),
+        "train_in_memory": (
+            "cpikan_hr.train", *recipe, "--training.steps", str(steps), "--training.memory_mb", "null",
+            "--resume", "never",
+        ),
         "train_fixed": ("cpikan_hr.train", *recipe[:-2], *fixed, "--training.steps", str(steps)),
         "start": ("cpikan_hr.train", *recipe, "--training.steps", "0"),
         "render": ("cpikan_hr", "render", str(out), "--out", str(tiff)),
         "evaluate": ("cpikan_hr", "evaluate", str(out)),
-    }
+    }  # fmt: skip
     peaks = {name: round(run(["-m", *words], {})[2], 1) for name, words in stages.items()}
     field = (out / "field.safetensors").stat().st_size
     return {**peaks, "field_mb": round(field / 1e6, 1), "frames_mb": round(16 * width * height / 1e6, 1)}
