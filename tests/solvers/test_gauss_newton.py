@@ -114,18 +114,19 @@ def test_the_model_is_kaufman_s_by_dense_autograd(kind, weighted, prior):
         gram = a @ a.T
         inverse = torch.linalg.inv(gram + RIDGE * gram.diagonal().mean() * torch.eye(len(gram)).double())
         projector = torch.eye(a.shape[1]).double() - a.T @ inverse @ a
-        prediction = lambda flat, last=last, tile=tile: last @ (design(unit, flat.view_as(w[tile])) * weight[tile])  # noqa: E731
+        # Single precision leaves 1e-2 of the last layer open, as a processor likes; the rest is made of what it found.
+        used = model.last[tile].double()
+        prediction = lambda flat, used=used, tile=tile: used @ (design(unit, flat.view_as(w[tile])) * weight[tile])  # noqa: E731
         jacobian = torch.autograd.functional.jacobian(prediction, w[tile].flatten())  # [C, P, h M]
         diagonal = penalties(unit, 2, prior)
         matrix = sum(j.T @ projector @ j for j in jacobian) + torch.diag(diagonal)
-        residual = data[tile] * weight[tile] - last @ a
+        residual = data[tile] * weight[tile] - used @ a
         gradient = diagonal * w[tile].flatten() - sum(j.T @ r for j, r in zip(jacobian, residual, strict=True))
         loss = residual.square().sum() + (diagonal * w[tile].flatten() ** 2).sum()
         assert relative(model.last[tile] @ a.float(), last @ a) < 1e-3 and relative(model.last[tile], last) < 1e-2
         assert float(model.loss[tile]) == pytest.approx(float(loss), rel=1e-4)
-        # Both are made of the last layer, of which single precision leaves 1e-2 open: as much as the processor likes.
-        assert relative(model.matrix[tile], matrix) < 5e-3
-        assert relative(model.gradient[tile], gradient) < 5e-3
+        assert relative(model.matrix[tile], matrix) < (5e-3 if kind == "tanh" else 1e-3)  # its projector
+        assert relative(model.gradient[tile], gradient) < 1e-4
 
 
 @unit_kinds
