@@ -172,7 +172,7 @@ def run_synth(arguments) -> None:
 
 def run_decode(arguments) -> None:
     from cpikan_hr.data.stack import open_stack
-    from cpikan_hr.problems.calibration import calibrate, tell
+    from cpikan_hr.problems.calibration import calibrate, doubts, tell
     from cpikan_hr.problems.decode import decode_stack
     from cpikan_hr.problems.noise import Noise
     from cpikan_hr.processes import compute_device
@@ -180,6 +180,8 @@ def run_decode(arguments) -> None:
     stack = open_stack(arguments.stack)
     shared = calibrate(stack, arguments.steps, arguments.harmonic)
     noise = None if arguments.repair is None else Noise(arguments.repair)
+    for doubt in doubts(shared):
+        print(f"warning: {stack.path}: {doubt}", file=sys.stderr)
     options = dict(threads=arguments.threads, quality=arguments.quality, shared=shared, repair=noise)
     for path in decode_stack(stack, arguments.out, progress=Progress("decode"), device=compute_device(), **options):
         if path is not None:
@@ -212,16 +214,15 @@ def run_evaluate(arguments) -> None:
 
     trained = load_field(arguments.trained, compute_device(), mapped=True)
     file = arguments.trained / "field.safetensors" if arguments.trained.is_dir() else arguments.trained
+    size = file.stat().st_size
     if trained.recipe.problem.kind == "pde":
         from cpikan_hr.evaluate_pde import evaluate_equation
 
         reference = open_source(arguments.reference) if arguments.reference else None
-        print(json.dumps(evaluate_equation(trained, reference, file.stat().st_size)))
+        print(json.dumps(evaluate_equation(trained, reference, size)))
         return
-    reference = open_source(arguments.reference) if arguments.reference else reference_of(trained.recipe)
-    if reference is None:
-        raise UserError(f"{arguments.trained}: this problem knows no true answer; give --reference FILE")
-    print(json.dumps(evaluate(trained, reference, file.stat().st_size, arguments.remove)))
+    reference = reference_of(trained.recipe, arguments.reference)
+    print(json.dumps(evaluate(trained, reference, size, arguments.remove)))
 
 
 def run_report(arguments) -> None:

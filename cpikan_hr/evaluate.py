@@ -40,14 +40,17 @@ def rendered_once(trained: Trained, rows: int | None = None) -> Once:
 
 
 def evaluate(
-    trained: Trained, reference: Source, file_bytes: int, remove: str = "plane", rendered: Once | None = None
+    trained: Trained, reference: Source | None, file_bytes: int, remove: str = "plane", rendered: Once | None = None
 ) -> dict:
     """rmse, psnr (dB), ssim, rel_l2 and seam in the field's unit over the pixels where the reference is finite.
 
     psnr and ssim use the full range of 8/16-bit pictures and the range of the reference for maps. For heights also
-    what `surface` gives. `rendered`: the field, where the caller wants it too.
+    what `surface` gives. Without a reference what needs none. `rendered`: the field, where the caller wants it too.
     """
     field, recipe, about = trained
+    if reference is None:
+        flaw = {"seam": seam(field, tuple(about["shape"]))}
+        return {**flaw, **surface(trained, remove, rendered), **costs(trained, file_bytes)}
     shape = tuple(about["shape"])
     if tuple(reference.shape) != (*shape, about["channels"]):
         expected = (*shape, about["channels"])

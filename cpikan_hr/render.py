@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cpikan_hr.data.heights import PER_NM
+from cpikan_hr.data.stack import keep_stack, open_stack
 from cpikan_hr.data.writers import MapWriter
 from cpikan_hr.errors import UserError
 from cpikan_hr.parallel import at_once, in_threads
@@ -20,7 +22,6 @@ from cpikan_hr.training.weights import Trained
 
 STRIP = 2**20  # output pixels of one strip
 MAX_SIDE = 2**24  # output pixels: coordinates of both axes stand in memory
-PER_NM = {"nm": 1.0, "um": 1e-3, "m": 1e-9}  # units a height can be written in
 
 
 def parse_region(text: str | None, shape: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -61,6 +62,10 @@ def render(trained: Trained, out: Path, *, region: str | None = None, scale: flo
     if max(y1 - y0, x1 - x0) * scale > MAX_SIDE:
         raise UserError(f"--scale {scale}: more than {MAX_SIDE} pixels on a side; render regions one by one")
     equation = recipe.problem.kind == "pde"
+    if recipe.problem.kind == "interferometry" and Path(recipe.problem.stack).exists():
+        keep_stack(open_stack(recipe.problem.stack), out)
+    elif recipe.problem.kind == "image" and out.resolve() == Path(recipe.problem.path).resolve():
+        raise UserError(f"{out}: is the picture that the field was fitted to; name another file")
     if equation:
         ys, xs = (
             lattice_coordinates(low, high, count, scale if count > 1 else 1.0)

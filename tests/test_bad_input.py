@@ -304,6 +304,19 @@ def test_decode_of_what_cannot_be(stack, tmp_path, capfd):
         assert "--repair" in message and "not a positive number" in message
 
 
+def test_nothing_that_is_read_is_written_over(stack, run, tmp_path, capfd):
+    kept = {path: path.read_bytes() for path in stack.iterdir()}
+    assert any(path.suffix == ".bmp" for path in kept)
+    for path in sorted(kept):
+        for words in (["decode", stack, "--out", path], ["render", run, "--out", path]):
+            refused(cli, [*map(str, words)], tmp_path, capfd)
+    frame = next(path for path in kept if path.suffix == ".bmp")
+    words = ["decode", str(stack), "--out", str(tmp_path / "h.npy"), "--quality", str(frame)]
+    message = refused(cli, words, tmp_path, capfd)
+    assert "belongs to the stack" in message
+    assert kept == {path: path.read_bytes() for path in stack.iterdir()}
+
+
 # ---------------------------------------------------------------- trained fields
 
 

@@ -73,6 +73,7 @@ class Stack:
     carrier_nm_per_px: tuple[float, float] | None
     reference: Path | None  # true height in nm
     path: Path
+    files: frozenset[Path]  # all that it consists of, resolved
     _frames: Sequence[Source] = field(repr=False)
     _channel: int = field(repr=False)
     _mask: Source | Circle | None = field(repr=False)
@@ -160,7 +161,8 @@ def open_stack(path: str | os.PathLike) -> Stack:
         raise UserError(f"{path}: bit_depth: unsupported bit depth {given.bit_depth}; grey values have 1 to 16 bits")
     if given.height_range_um and not given.height_range_um[0] < given.height_range_um[1]:
         raise UserError(f"{path}: height_range_um: {list(given.height_range_um)} is empty; write [lowest, highest]")
-    frames = _open_frames(path, given.frames)
+    files = _frame_files(path, given.frames)
+    frames = _opened(files)
     steps = _phase_steps(path, given, len(frames))
     first = frames[0]
     for frame in frames[1:]:
@@ -177,15 +179,23 @@ def open_stack(path: str | os.PathLike) -> Stack:
     if channel >= first.shape[2]:
         raise UserError(f"{path}: channel: {channel}, but the frames have {first.shape[2]}; leave it out for grey")
     reference = path.parent / given.reference if given.reference else None
+    files += [path, *filter(None, [reference, path.parent / given.mask if isinstance(given.mask, str) else None])]
     if reference and not reference.exists():
         raise UserError(f"{path}: reference: {reference}: no such file; check the name or leave the key out")
     return Stack(
         wavelengths_um=given.wavelengths_um, phase_steps_rad=steps, pixel_pitch_um=given.pixel_pitch_um,
         height_range_um=given.height_range_um, bit_depth=given.bit_depth, shape=first.shape[:2],
         frame_names=[frame.name for frame in frames], reference=reference, path=path,
-        carrier_nm_per_px=given.carrier_nm_per_px,
+        carrier_nm_per_px=given.carrier_nm_per_px, files=frozenset(each.resolve() for each in files),
         _frames=frames, _channel=channel, _mask=_open_mask(path, given.mask, first.shape[:2]),
     )  # fmt: skip
+
+
+def keep_stack(stack: Stack, *outputs: str | os.PathLike | None) -> None:
+    """UserError where an output would replace one of the stack's own files."""
+    for out in filter(None, outputs):
+        if Path(out).resolve() in stack.files:
+            raise UserError(f"{out}: belongs to the stack {stack.path}; name another file")
 
 
 def _read_yaml(path: Path) -> StackFile:
@@ -214,9 +224,9 @@ def _read_yaml(path: Path) -> StackFile:
         raise UserError(f"{path}: {key}: {first['msg']}" + (f"; expected: {says}" if says else "")) from None
 
 
-def _open_frames(yaml_path: Path, frames: str | list[str]) -> list[Source]:
-    """The frames that names and globs stand for: globs in natural order, names as listed, pages of a file in order."""
-    opened: list[Source] = []
+def _frame_files(yaml_path: Path, frames: str | list[str]) -> list[Path]:
+    """The files that names and globs stand for: globs in natural order, names as listed."""
+    files: list[Path] = []
     for item in [frames] if isinstance(frames, str) else frames:
         pattern = yaml_path.parent / item  # an absolute item replaces the folder
         if pattern.exists():
@@ -228,9 +238,16 @@ def _open_frames(yaml_path: Path, frames: str | list[str]) -> list[Source]:
             raise UserError(f"{pattern}: no such frame; check `frames` in {yaml_path}")
         if not found:
             raise UserError(f"{yaml_path}: frames: no file matches {pattern}; check the folder and the pattern")
-        for file in found:
-            pages = count_pages(file)
-            opened += [open_source(file, page if pages > 1 else None) for page in range(pages)]
+        files += found
+    return files
+
+
+def _opened(files: list[Path]) -> list[Source]:
+    """Their frames, pages of a file in order."""
+    opened: list[Source] = []
+    for file in files:
+        pages = count_pages(file)
+        opened += [open_source(file, page if pages > 1 else None) for page in range(pages)]
     return opened
 
 

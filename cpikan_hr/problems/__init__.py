@@ -1,5 +1,8 @@
 """What is known and what is asked: the loss terms, metrics and classical answer of each kind of problem."""
 
+from pathlib import Path
+
+from cpikan_hr.data.source import Source, open_source
 from cpikan_hr.problems.base import PixelProblem, Problem, Target
 from cpikan_hr.problems.image import Image
 from cpikan_hr.problems.interferometry import Interferometry, true_height
@@ -17,7 +20,10 @@ def build_problem(recipe: Recipe) -> Problem:
     return Image(options) if isinstance(options, ImageProblem) else Interferometry(options)
 
 
-def reference_of(recipe: Recipe):
-    """The true answer of the recipe's data as a `Source`, None where it is not known. Nothing is decoded for it."""
+def reference_of(recipe: Recipe, path: Path | None = None) -> Source | None:
+    """What a picture or height map is compared with: the map `path`, or the true answer of the recipe's data; None
+    where that is not known. Nothing is decoded for it."""
     options = recipe.problem
-    return build_problem(recipe).reference() if isinstance(options, ImageProblem) else true_height(options)
+    if isinstance(options, ImageProblem):
+        return open_source(path) if path else build_problem(recipe).reference()
+    return true_height(options, path)

@@ -38,7 +38,7 @@ def guess_steps(
     if 1 < len(steps) <= 6:
         few = sample.fewer(TRIED)
         signs = [np.array([1, *rest])[:, None] for rest in product((1, -1), repeat=len(steps) - 1)]
-        misfits = [misfit(few, wavelengths_um, height_range_um, Shared(sign * steps)) for sign in signs]
+        misfits = [misfit(few, wavelengths_um, height_range_um, Shared(sign * steps)).ratio for sign in signs]
         best = int(np.argmin(misfits))
         if misfits[best] < CLEARLY * misfits[0]:
             steps *= signs[best]

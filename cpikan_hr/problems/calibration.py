@@ -1,5 +1,6 @@
 """What all pixels of a stack share, as it is used: phase steps as given, refined or found, and the second harmonic."""
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -8,13 +9,16 @@ from cpikan_hr.data.stack import Stack
 from cpikan_hr.errors import UserError
 from cpikan_hr.parallel import one_thread
 from cpikan_hr.problems.blind import guess_steps
-from cpikan_hr.problems.checks import check_order, check_range
+from cpikan_hr.problems.checks import check_data, check_fit, check_order, check_range
+from cpikan_hr.problems.noise import Noise
 from cpikan_hr.problems.orders import unambiguous_range_um
 from cpikan_hr.problems.sample import read_sample
 from cpikan_hr.problems.steps import Shared, refine
 
 Steps = Literal["nominal", "refine", "unknown"]
 CHECKED, FITTED = 20_000, 200_000  # pixels: to see whether the frames fit, and to fit what they share
+MANY_WRONG = 0.05  # part of the pixels in a wrong fringe order from which on it is said
+UNLIKE = 1.7  # times the expected noise, or less than one such part of it: what is not as expected
 
 
 @one_thread()
@@ -23,8 +27,8 @@ def calibrate(stack: Stack, steps: Steps = "nominal", harmonic: bool = False) ->
 
     `nominal`: as the stack says; `refine`: from there; `unknown`: from nothing (steps then ascend by convention, and
     the first one of every wavelength is 0).
-    UserError: steps unknown but not to be found; frames that do not determine them, or stand in another order;
-    wavelengths that do not resolve the height range.
+    UserError: steps unknown but not to be found; frames that do not determine them, do not fit the model or stand in
+    another order; nothing valid; wavelengths that do not resolve the height range.
     """
     height_range = stack.height_range_um or unambiguous_range_um(stack.wavelengths_um)
     check_range(stack, height_range)
@@ -32,6 +36,7 @@ def calibrate(stack: Stack, steps: Steps = "nominal", harmonic: bool = False) ->
         raise UserError(f"{stack.path}: phase_steps_rad: unknown; write them there, or find them by steps: unknown")
     fitted = steps != "nominal" or harmonic
     sample = read_sample(stack, FITTED if fitted else CHECKED)
+    check_data(stack, sample)
     try:
         if steps == "unknown":
             shared = Shared(guess_steps(sample, stack.present, stack.wavelengths_um, height_range))
@@ -41,10 +46,11 @@ def calibrate(stack: Stack, steps: Steps = "nominal", harmonic: bool = False) ->
         if fitted:
             find = dict(steps=steps != "nominal", harmonic=harmonic)
             shared = refine(sample, stack.wavelengths_um, height_range, shared, **find)
+        found = check_fit(stack, sample, height_range, shared)
     except UserError as error:
         where = str(stack.path)
         raise UserError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
-    return shared
+    return replace(shared, misfit=found)
 
 
 def describe(shared: Shared) -> dict:
@@ -55,6 +61,25 @@ def describe(shared: Shared) -> dict:
     r, beta = np.abs(shared.harmonic), np.angle(shared.harmonic)
     each = [[round(float(a), 6), round(float(b), 6)] for a, b in zip(r, beta, strict=True)]
     return {"phase_steps_rad": steps, "harmonic": each}
+
+
+def doubts(shared: Shared, noise: Noise | None = None) -> list[str]:
+    """What is suspicious of frames that were not refused, a line each. `noise`: what is said of their samples."""
+    found, said = shared.misfit, []
+    if found is None or not found.scatter:
+        return said
+    if found.wrong > MANY_WRONG:
+        said.append(
+            f"frames that scatter by {found.scatter:.2g} grey levels leave {found.wrong:.0%} of the pixels in a wrong "
+            "fringe order; measure with other wavelengths or less noise, or narrow height_range_um"
+        )
+    expected = found.scatter if noise is None else noise.variance(found.level) ** 0.5
+    if not 1 / UNLIKE < found.scatter / max(expected, 1e-9) < UNLIKE:
+        said.append(
+            f"the frames scatter by {found.scatter:.2g} grey levels about the model, where {expected:.2g} are "
+            "expected; set problem.noise to it (or problem.steps: refine, if it is the phase steps that are off)"
+        )
+    return said
 
 
 def tell(shared: Shared) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from cpikan_hr.data.source import Source
-from cpikan_hr.data.stack import Stack
+from cpikan_hr.data.stack import Stack, keep_stack
 from cpikan_hr.data.writers import MapWriter
 from cpikan_hr.errors import UserError
 from cpikan_hr.parallel import at_once, in_threads, one_thread
@@ -286,6 +286,7 @@ def decode_stack(
         raise UserError(f"{stack.path}: one wavelength has no other order to choose; decode it without a repair")
     if quality and Path(quality).resolve() == Path(out).resolve():
         raise UserError(f"{quality}: heights and quality cannot be one file; name another")
+    keep_stack(stack, out, quality)
     (rows, columns), wide = stack.shape, at_once(COLUMNS, device)
     about = dict(pixel_pitch_um=stack.pixel_pitch_um, description=f"classical decode of {stack.path.parent.name}")
     with ExitStack() as opened:

@@ -7,13 +7,14 @@ Golub and Pereyra 1973): what is trained is the height alone.
 """
 
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cpikan_hr.data.heights import Heights, open_heights
 from cpikan_hr.data.orientation import Oriented, OrientedStack
-from cpikan_hr.data.source import open_source
 from cpikan_hr.data.stack import MIN_STEPS, open_stack
 from cpikan_hr.jets import Jet
 from cpikan_hr.problems import calibration
@@ -67,9 +68,25 @@ class Interferometry(PixelProblem):
         decoded = self.decoder.decode(y0, y1, x0, x1, stride)
         height, sigma = decoded.height_nm, decoded.sigma_nm
         valid = (decoded.quality >= self.options.quality) & np.isfinite(height)
+        if self.options.robust:
+            valid &= self._fits((y0, y1, x0, x1), stride, height)
         noise = np.where(valid, sigma, 0).astype(np.float32)
         height = np.where(valid, height, 0).astype(np.float32)
         return Target(height[..., None], valid.astype(np.float32), noise)
+
+    def _fits(self, window: Window, stride: int, height: np.ndarray) -> np.ndarray:
+        """Where the frames' rms deviation is within `robust` times the noise (or what most pixels show, if more)."""
+        y0, y1, x0, x1 = window
+        found = self.shared.misfit
+        limit = self.options.robust**2 * max(1.0, found.scatter**2 / self.noise.variance(found.level))
+        fits, rows = np.empty(height.shape, bool), max(1, MAPPED // height.shape[1])
+        for row in range(0, len(height), rows):
+            part = slice(row, row + rows)
+            place = y0 + row * stride, min(y0 + (row + rows) * stride, y1), x0, x1
+            _, _, residual, weight = self._fringes_at(place, stride, height[part])
+            squared, known, _ = self._mean_squared(residual * weight.sqrt(), weight)
+            fits[part] = (~known | (squared <= limit)).view(fits[part].shape).numpy()
+        return fits
 
     def samples(self, y0, y1, x0, x1, iy, ix) -> dict[str, np.ndarray]:
         frames = self.stack.read(y0, y1, x0, x1)[:, :, iy - y0, ix - x0].astype(np.float32)
@@ -123,16 +140,20 @@ class Interferometry(PixelProblem):
 
     def _map(self, name: str, window: Window, values: np.ndarray) -> np.ndarray:
         y0, y1, x0, x1 = window
-        iy, ix = (a.ravel() for a in np.mgrid[y0:y1, x0:x1])
-        batch = {key: torch.from_numpy(np.ascontiguousarray(v)) for key, v in self.samples(*window, iy, ix).items()}
-        height = torch.from_numpy(np.ascontiguousarray(values[..., 0], np.float32)).flatten()
-        background, modulation, residual, weight = self.fringes(height, batch)
+        background, modulation, residual, weight = self._fringes_at(window, 1, values[..., 0])
         if name == "residual":
             squared, known = self._mean_squared(residual, weight)[:2]
             out = torch.where(known, squared.sqrt(), torch.nan)[:, None]
         else:
             out = torch.where((weight > 0).any(2), background if name == "background" else modulation, torch.nan)
         return out.reshape(y1 - y0, x1 - x0, -1).numpy()
+
+    def _fringes_at(self, window: Window, stride: int, height: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`fringes` of every stride-th pixel of the window, whose heights [h, w] are given."""
+        y0, y1, x0, x1 = window
+        iy, ix = (a.ravel() for a in np.mgrid[y0:y1:stride, x0:x1:stride])
+        batch = {key: torch.from_numpy(np.ascontiguousarray(v)) for key, v in self.samples(*window, iy, ix).items()}
+        return self.fringes(torch.from_numpy(np.ascontiguousarray(height, np.float32)).flatten(), batch)
 
     @staticmethod
     def _mean_squared(residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -164,13 +185,22 @@ class Interferometry(PixelProblem):
         return calibration.describe(self.shared)
 
     def note(self) -> str | None:
-        return calibration.tell(self.shared) if self.options.steps != "nominal" or self.options.harmonic else None
+        said = [f"warning: {self.stack.path}: {doubt}" for doubt in calibration.doubts(self.shared, self.noise)]
+        if self.options.steps != "nominal" or self.options.harmonic:
+            said.insert(0, calibration.tell(self.shared))
+        return "\n".join(said) or None
 
 
-def true_height(options: InterferometryProblem) -> Oriented | None:
-    """The map of the true height in nm that the stack names, if it does."""
-    path = open_stack(options.stack).reference
-    return None if path is None else Oriented(open_source(path), options.rotate, options.flip)
+def true_height(options: InterferometryProblem, path: Path | None = None) -> Heights | None:
+    """The height to compare with, in nm, NaN outside the stack's mask: the map `path`, as the frames are seen, or the
+    one that the stack names, if it does."""
+    if path and not Path(options.stack).exists():
+        return open_heights(path)
+    stack = OrientedStack(open_stack(options.stack), options.rotate, options.flip)
+    if path is None and stack.reference is None:
+        return None
+    known = open_heights(path) if path else Oriented(open_heights(stack.reference), options.rotate, options.flip)
+    return Heights(known, mask=stack.mask if known.shape[:2] == stack.shape else None)
 
 
 def _fitted(frames: Tensor, wave: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -24,8 +24,10 @@ class Sample(NamedTuple):
 
     def fewer(self, most: int) -> "Sample":
         """About so many of them, evenly spread."""
-        thin = slice(None, None, max(1, -(-self.frames.shape[-1] // most)))
-        return Sample(self.frames[..., thin], None if self.carrier_nm is None else self.carrier_nm[thin])
+        return self.where(slice(None, None, max(1, -(-self.frames.shape[-1] // most))))
+
+    def where(self, which: slice | np.ndarray) -> "Sample":
+        return Sample(self.frames[..., which], None if self.carrier_nm is None else self.carrier_nm[which])
 
 
 def read_sample(stack: Stack, pixels: int) -> Sample:

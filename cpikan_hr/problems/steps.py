@@ -10,9 +10,11 @@ The first step of every wavelength stays as it was: nothing in the frames tells 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.special import expit
 
 from cpikan_hr.errors import UserError
 from cpikan_hr.problems.orders import OrderSearch
@@ -39,6 +41,7 @@ class Shared:
 
     steps: np.ndarray  # [J, K] in rad, NaN where a wavelength has no such frame
     harmonic: np.ndarray | None = None  # complex [J]: r exp(i beta)
+    misfit: "Misfit | None" = None  # how badly they explain the frames, where that was looked at
 
 
 def refine(
@@ -79,19 +82,32 @@ def _converge(sample, wavelengths_um, height_range_um, start: Shared, steps: boo
     return fit.shared
 
 
+class Misfit(NamedTuple):
+    """How badly the model explains a sample of pixels; zeros where nothing is left to tell."""
+
+    ratio: float  # the median pixel's rms residual over the median modulation
+    scatter: float  # standard deviation of a frame's samples about the model, in grey levels
+    wrong: float  # part of the pixels whose order such a scatter is expected to get wrong
+    level: float  # the median sample, in grey levels
+
+
 def misfit(
     sample: Sample, wavelengths_um: Sequence[float], height_range_um: tuple[float, float], shared: Shared
-) -> float:
-    """How badly `shared` explains the sample: the median pixel's rms residual over the median modulation.
-
-    0 where there are as many unknowns as frames.
-    """
+) -> Misfit:
+    """How badly `shared` explains the sample."""
     fit = _Fit(sample, wavelengths_um, height_range_um, shared, False, False)
+    nothing = Misfit(0.0, 0.0, 0.0, 0.0)
     if fit.freedom < 1 or not fit.frames.shape[-1]:
-        return 0.0
+        return nothing
     fit.decode()
     squares = fit._misfits(slice(None))[fit.bright]
-    return float(np.sqrt(np.median(squares)) / max(fit.modulation, 1e-300)) if len(squares) else 0.0
+    if not len(squares):
+        return nothing
+    median = float(np.median(squares))
+    scatter = float(median / (1 - 2 / (9 * fit.freedom)) ** 3) ** 0.5  # median of chi-square (Wilson and Hilferty 1931)
+    wrong = expit(-0.5 * fit.margin[fit.bright] / max(scatter, 1e-9) ** 2)  # of two orders, given both chi-squares
+    level = float(np.median(fit.frames[fit.present]))
+    return Misfit(median**0.5 / max(fit.modulation, 1e-300), scatter, float(wrong.mean()), level)
 
 
 class _Fit:
@@ -137,11 +153,13 @@ class _Fit:
         carrier = torch.zeros(fraction.shape[1]) if self.carrier_nm is None else torch.from_numpy(self.carrier_nm)
         fraction = without_carrier(fraction, carrier.double(), self.wavelengths_um)
         if len(fraction) == 1:
-            height = fraction[0] * 500 * self.wavelengths_um[0]
+            height, margin = fraction[0] * 500 * self.wavelengths_um[0], torch.full_like(fraction[0], torch.inf)
         else:
             orders = OrderSearch(self.wavelengths_um, self.height_range_um)
-            weight = weight / weight.sum(0).clamp_min(torch.finfo(weight.dtype).tiny)
-            height = orders.search(fraction, weight)[0]
+            total = weight.sum(0).clamp_min(torch.finfo(weight.dtype).tiny)
+            height, _, margin = orders.search(fraction, weight / total)
+            margin = margin * total
+        self.margin = margin.numpy()  # chi-square by which the best order beats the next, for noise of one grey level
         self.height, modulation = (height + carrier).numpy(), modulation.numpy()
         self.modulation = float(np.median(modulation))
         self.bright = (modulation >= DIM * np.median(modulation, axis=1, keepdims=True)).all(axis=0)

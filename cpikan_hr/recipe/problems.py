@@ -38,7 +38,10 @@ class InterferometryProblem(Section):
     noise: float = Field(2.0, gt=0, description="standard deviation of one frame's read noise in grey levels")
     gain: float = Field(0.0, ge=0, description="shot noise: variance per grey level; quantisation is added to both")
     robust: float | None = Field(
-        None, gt=0, description="loss grows linearly beyond so many standard deviations (Huber; null: off), e.g. 3"
+        None,
+        gt=0,
+        description="loss grows linearly beyond so many standard deviations (Huber; null: off), e.g. 3; pixels whose "
+        "frames deviate by more, rms, are left out of the start",
     )
     quality: float = Field(
         0.0, ge=0, le=1, description="pixels whose classical decode has a lower quality are left out"

@@ -1,4 +1,4 @@
-"""The numbers of a run: what `evaluate` says where a reference is known, and the classical decode's error beside it."""
+"""The numbers of a run beside what `evaluate` says: its log, and the error of the classical decode."""
 
 import json
 import math
@@ -6,21 +6,12 @@ import tempfile
 from pathlib import Path
 
 from cpikan_hr.data.difference import difference
-from cpikan_hr.data.once import Once
-from cpikan_hr.data.source import Source, open_source
+from cpikan_hr.data.heights import open_heights
+from cpikan_hr.data.source import open_source
 from cpikan_hr.errors import UserError
-from cpikan_hr.evaluate import costs, evaluate, surface
 from cpikan_hr.problems import Problem
 from cpikan_hr.problems.decode import decode_stack
 from cpikan_hr.processes import compute_device
-from cpikan_hr.training.weights import Trained
-
-
-def figures_of(trained: Trained, reference: Source | None, file_bytes: int, remove: str, rendered: Once) -> dict:
-    """`evaluate`'s keys; without a reference those that need none."""
-    if reference is not None:
-        return evaluate(trained, reference, file_bytes, remove, rendered)
-    return {**surface(trained, remove, rendered), **costs(trained, file_bytes)}
 
 
 def classical_rmse(problem: Problem | None, folder: Path, remove_offset: bool) -> float | None:
@@ -33,7 +24,7 @@ def classical_rmse(problem: Problem | None, folder: Path, remove_offset: bool) -
         return None
     with tempfile.TemporaryDirectory(prefix=".report-", suffix=".part", dir=folder) as scratch:
         path, _ = decode_stack(stack.stack, Path(scratch) / "classical.npy", device=compute_device())
-        found = difference(open_source(path), open_source(stack.reference))
+        found = difference(open_source(path), open_heights(stack.reference))
     rmse = found.deviation if remove_offset else found.rms
     return None if math.isnan(rmse) else rmse
 

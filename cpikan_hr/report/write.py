@@ -7,14 +7,14 @@ from typing import TextIO
 
 import numpy as np
 
-from cpikan_hr.data.source import open_source
 from cpikan_hr.errors import UserError
-from cpikan_hr.evaluate import rendered_once
+from cpikan_hr.evaluate import evaluate, rendered_once
 from cpikan_hr.files import whole_file
+from cpikan_hr.problems import reference_of
 from cpikan_hr.processes import compute_device
 from cpikan_hr.report import sections
 from cpikan_hr.report.equation import write_equation_report
-from cpikan_hr.report.figures import classical_rmse, figures_of, metrics_of
+from cpikan_hr.report.figures import classical_rmse, metrics_of
 from cpikan_hr.report.layers import Strip, data_of, strip_rows, strips
 from cpikan_hr.report.page import COLOURS, colours, embedded, encoded, head, limits, script
 from cpikan_hr.report.plan import Layer, encoder, planned
@@ -45,7 +45,7 @@ def write_report(
     if trained.recipe.problem.kind == "pde":
         return write_equation_report(trained, file, out, reference, progress)
     problem = data_of(trained.recipe)
-    truth = open_source(reference) if reference else problem and problem.reference()
+    truth = reference_of(trained.recipe, reference) if reference or problem else None
     found = trained.about.get("phase_steps_rad")
     rendered = rendered_once(trained, strip_rows(tuple(trained.about["shape"])))
     lines = metrics_of(file.parent)
@@ -54,7 +54,7 @@ def write_report(
         name = file.resolve().parent.name or file.stem
         page.write(head(name) + sections.header(name, trained.about, trained.recipe))
         page.write("<main>\n" + sections.the_map(layers[0]))
-        values = figures_of(trained, truth, file.stat().st_size, remove, rendered)
+        values = evaluate(trained, truth, file.stat().st_size, remove, rendered)
         offset = getattr(trained.recipe.problem, "remove_offset", False)
         values["classical_rmse"] = classical_rmse(problem, out.parent, offset)
         note = "" if truth is not None else "No reference is known, so no error is: give --reference FILE."

@@ -148,6 +148,25 @@ def test_a_robust_loss_bounds_what_one_bad_sample_pulls(tmp_path):
     assert float(minimum(without, 3.0)[1]) == pytest.approx(1, abs=0.05)
 
 
+def test_a_robust_start_leaves_out_pixels_with_outliers(tmp_path):
+    height, frames = wafer((120, 160), full_turn(4, 4), noise=2)
+    rng = np.random.default_rng(6)
+    hit = rng.random(frames.shape) < 0.01
+    bad = np.where(hit, np.clip(frames.astype(int) + rng.choice([-60, 60], frames.shape), 1, 254), frames)
+    folder = write_stack(tmp_path, bad.astype(np.uint8), WAVELENGTHS, full_turn(4, 4), height_range_um=list(RANGE))
+
+    def target(robust, stride):
+        problem = Interferometry(InterferometryProblem(stack=str(folder), robust=robust))
+        return problem.target(0, 120, 0, 160, stride)
+
+    moved = (np.abs(bad.astype(int) - frames) > 40).any((0, 1))
+    plain, robust, thin = target(None, 1), target(3.0, 1), target(3.0, 3)
+    assert plain.weight[moved].mean() > 0.9 and np.abs(plain.values[..., 0] - height)[plain.weight > 0].max() > 1000
+    assert robust.weight[moved].mean() < 0.01 and robust.weight[~hit.any((0, 1))].mean() > 0.999
+    assert np.abs(robust.values[..., 0] - height)[robust.weight > 0].max() < 100
+    assert np.array_equal(thin.weight, robust.weight[::3, ::3])
+
+
 def test_wavelengths_with_different_steps_and_numbers_of_them_just_work(tmp_path):
     kept = [[0, 1, 2], [1, 2, 3], [0, 1, 2, 3], [0, 2, 3]]
     height, frames = wafer((150, 200), full_turn(4, 4))
