@@ -1,9 +1,12 @@
 """Maps beside the height: background, modulation, residual, validity and standard deviation of a small wafer."""
 
+import json
+
 import numpy as np
 import pytest
 import tifffile
 import torch
+import yaml
 from PIL import Image
 
 from cpikan_hr.cli import QUANTITIES
@@ -97,3 +100,56 @@ def test_what_a_problem_does_not_have_is_refused(run):
     plain = trained.recipe.model_copy(update={"start": trained.recipe.start.model_copy(update={"shifts": 0})})
     with pytest.raises(UserError, match="start.shifts"):
         quantity_of(trained._replace(recipe=plain), "sigma")
+
+
+@pytest.fixture
+def described(run):
+    """Changes keys of the stack's file for one test; None takes a key out."""
+    path = run.parent / "stack" / "stack.yaml"
+    text = path.read_text()
+
+    def change(**keys):
+        changed = yaml.safe_load(text) | keys
+        path.write_text(yaml.safe_dump({key: value for key, value in changed.items() if value is not None}))
+
+    yield change
+    path.write_text(text)
+
+
+def evaluated(run, capsys, *words):
+    capsys.readouterr()
+    assert cli(["evaluate", str(run), *map(str, words)]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_form_of_a_surface_needs_no_reference(run, described, capsys):
+    known = evaluated(run, capsys, "--remove", "bow")
+    described(reference=None)
+    found = evaluated(run, capsys, "--remove", "bow")
+    assert not {"rmse", "psnr", "ssim", "rel_l2"} & found.keys() and {"rmse", "psnr"} < known.keys()
+    for name in ("pv", "sq", "sa", "bow", "warp", "seam", "params"):
+        assert found[name] == known[name]
+
+
+def test_errors_count_inside_the_stack_s_mask_alone(run, described, tmp_path, capsys):
+    truth = np.load(run.parent / "stack" / "height_true.npy").reshape(SHAPE)
+    error = rendered(run, tmp_path, "value").reshape(SHAPE) - truth
+    described(mask={"circle": [60.0, 90.0, 40.0]})
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]] + 0.5
+    inside = np.hypot(y - 60, x - 90) <= 40
+    found = evaluated(run, capsys)
+    assert found["rmse"] == pytest.approx(np.sqrt(np.square(error[inside]).mean()), rel=1e-5)
+    np.save(tmp_path / "spoilt.npy", np.where(inside, truth, 1e6))
+    spoilt = evaluated(run, capsys, "--reference", tmp_path / "spoilt.npy")
+    assert {name: spoilt[name] for name in ("rmse", "psnr", "ssim")} == {
+        name: found[name] for name in ("rmse", "psnr", "ssim")
+    }
+
+
+@pytest.mark.parametrize("name", ["map.tif", "map.ome.tif"])
+def test_the_unit_of_a_reference_counts(name, run, tmp_path, capsys):
+    for unit in ("nm", "um", "m"):
+        out = tmp_path / unit / name
+        out.parent.mkdir()
+        assert cli(["render", str(run), "--out", str(out), "--unit", unit]) == 0
+        assert evaluated(run, capsys, "--reference", out)["rmse"] < 2e-3  # float32 heights of up to 13 um
