@@ -65,6 +65,15 @@ def as_truncated_png(folder):
     rewrite(folder, frames="bucket_*.png")
 
 
+def as_truncated_pages(folder):
+    """One file of sixteen pages that ends in the tenth, or where the directory of the next should be."""
+    with tifffile.TiffWriter(folder / "frames.tif") as tif:
+        for path in sorted(folder.glob("bucket_*.bmp")):
+            tif.write(np.asarray(Image.open(path)), photometric="minisblack", metadata=None, contiguous=False)
+    truncate(folder / "frames.tif")
+    rewrite(folder, frames="frames.tif")
+
+
 def png_chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -97,6 +106,7 @@ STACKS = {  # what is done to a good stack, and what the one line says
     "missing frame": (lambda f: frame(f).unlink(), "15 frames found"),
     "missing listed frame": (lambda f: rewrite(f, frames=["bucket_99.bmp"]), "bucket_99.bmp: no such frame"),
     "truncated frame": (lambda f: truncate(frame(f)), "bucket_05.bmp: truncated"),
+    "truncated pages": (as_truncated_pages, "frames.tif: truncated"),
     "empty frame": (lambda f: frame(f).write_bytes(b""), "bucket_05.bmp: truncated"),
     "frames of different sizes": (lambda f: Image.new("L", (9, 7)).save(frame(f)), "bucket_05.bmp: "),
     "no image": (lambda f: frame(f).write_text("no image at all"), "bucket_05.bmp: not an image"),

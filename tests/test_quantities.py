@@ -153,3 +153,21 @@ def test_the_unit_of_a_reference_counts(name, run, tmp_path, capsys):
         out.parent.mkdir()
         assert cli(["render", str(run), "--out", str(out), "--unit", unit]) == 0
         assert evaluated(run, capsys, "--reference", out)["rmse"] < 2e-3  # float32 heights of up to 13 um
+
+
+def test_regions_that_do_not_touch_are_told(tmp_path, caplog):
+    """One wavelength, and a strip across the frame that is masked out: the pistons of both sides are unknown."""
+    stack = synth(tmp_path / "stack", size=SHAPE, wavelengths_um=[5.0], steps=5, noise=1.0)
+    mask = np.ones(SHAPE, np.uint8)
+    mask[:, 90:110] = 0
+    np.save(stack / "mask.npy", mask)
+    with (stack / "stack.yaml").open("a") as file:
+        file.write("mask: mask.npy\n")
+    words = ["--config", "recipes/wafer.yaml", "--problem.stack", str(stack), "--output", str(tmp_path / "run")]
+    assert train([*words, "--training.steps", "1", "--problem.noise", "1"]) == 0
+    assert json.loads((tmp_path / "run" / "about.json").read_text())["regions"] == 2
+    assert cli(["report", str(tmp_path / "run")]) == 0
+    assert "2 regions of the mask do not touch" in (tmp_path / "run" / "report.html").read_text()
+    caplog.clear()
+    assert cli(["render", str(tmp_path / "run"), "--out", str(tmp_path / "s.npy"), "--quantity", "sigma"]) == 0
+    assert "does not know of the updates since" in caplog.text

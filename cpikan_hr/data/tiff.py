@@ -5,6 +5,7 @@ is ours (`pread`), so that threads never share a file position.
 """
 
 import json
+import logging
 import os
 import re
 import weakref
@@ -21,9 +22,32 @@ _PHOTOMETRIC = (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB, tifff
 _VALUE_UNIT = re.compile(r'K="ValueUnit"[^>]*>([^<]+)<')
 
 
+class _Complaints(logging.Filter):
+    """What tifffile logs of files that it can only read in part: kept here instead of on stderr."""
+
+    def __init__(self):
+        super().__init__()
+        self.said: list[str] = []
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.ERROR:
+            self.said.append(record.getMessage())
+        return record.levelno < logging.ERROR
+
+
+_complaints = _Complaints()
+logging.getLogger("tifffile").addFilter(_complaints)
+
+
 def count_tiff_pages(path: Path) -> int:
+    """UserError where the file ends before its last page."""
     with _opened(path) as tif:
-        return len(tif.pages)
+        _complaints.said.clear()
+        pages = len(tif.pages)
+        if _complaints.said:
+            size = path.stat().st_size
+            raise UserError(f"{path}: truncated: nothing is where page {pages} should follow ({size} bytes); copy it again")
+        return pages
 
 
 def open_tiff(path: Path, page: int) -> Source:

@@ -58,6 +58,8 @@ def write_report(
         offset = getattr(trained.recipe.problem, "remove_offset", False)
         values["classical_rmse"] = classical_rmse(problem, out.parent, offset)
         note = "" if truth is not None else "No reference is known, so no error is: give --reference FILE."
+        if trained.about.get("regions", 1) > 1:
+            note += f" {trained.about['regions']} regions of the mask do not touch; each has a piston of its own."
         page.write(sections.figures(values, note) + sections.maps(layers[1:], missing))
         page.write(sections.training(lines, trained.about["unit"]))
         stack = getattr(problem, "stack", None)
