@@ -180,14 +180,14 @@ def run_decode(arguments) -> None:
     stack = open_stack(arguments.stack)
     shared = calibrate(stack, arguments.steps, arguments.harmonic)
     noise = None if arguments.repair is None else Noise(arguments.repair)
-    for doubt in doubts(shared):
-        print(f"warning: {stack.path}: {doubt}", file=sys.stderr)
     options = dict(threads=arguments.threads, quality=arguments.quality, shared=shared, repair=noise)
     for path in decode_stack(stack, arguments.out, progress=Progress("decode"), device=compute_device(), **options):
         if path is not None:
             print(path)
     if arguments.steps != "nominal" or arguments.harmonic:
         print(tell(shared))
+    for doubt in doubts(shared):
+        print(f"warning: {stack.path}: {doubt}", file=sys.stderr)
 
 
 def run_render(arguments) -> None:

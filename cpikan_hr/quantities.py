@@ -5,7 +5,6 @@ others are the problem's (`Problem.maps`). These are known at the data's pixels 
 the nearest one.
 """
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from cpikan_hr.training.weights import Trained
 
 Mask = Callable[[Tensor, Tensor], np.ndarray]  # ascending float64 coordinates -> bool [h, w]
 ORDERS = {"value": ("value", ""), "gradient": ("gradient", " / px"), "laplacian": ("laplacian", " / px^2")}
-_log = logging.getLogger(__name__)
+STARTED = "sigma is of the field as it was started; it does not know of the updates since"
 NAMES = (*ORDERS, "sigma", *Interferometry.maps, "error")
 
 
@@ -62,8 +61,6 @@ def quantity_of(trained: Trained, name: str) -> Quantity:
     if name == "sigma":
         if not knows_sigma(recipe):
             raise UserError("--quantity sigma: comes from averaged quadtrees; train with start.shifts, e.g. 16")
-        if recipe.training.steps:
-            _log.warning("sigma is that of the field as it was started; it does not know of the updates since")
         known = field, _sparse(recipe)[-1], problem.target, shape
         texture = learn(*known, recipe.start)
         factor = calibrate(*known, recipe.start, texture)

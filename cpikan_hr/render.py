@@ -3,6 +3,7 @@
 Launched as several processes (`accelerate launch -m cpikan_hr render ...`), each renders its share of the strips.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -16,10 +17,11 @@ from cpikan_hr.data.writers import MapWriter
 from cpikan_hr.errors import UserError
 from cpikan_hr.parallel import at_once, in_threads
 from cpikan_hr.processes import ALONE, Processes
-from cpikan_hr.quantities import Quantity, known_pixels, quantity_of, stack_mask
+from cpikan_hr.quantities import STARTED, Quantity, known_pixels, quantity_of, stack_mask
 from cpikan_hr.quantities_pde import lattice_coordinates, lattice_note
 from cpikan_hr.training.weights import Trained
 
+_log = logging.getLogger(__name__)
 STRIP = 2**20  # output pixels of one strip
 MAX_SIDE = 2**24  # output pixels: coordinates of both axes stand in memory
 
@@ -74,6 +76,8 @@ def render(trained: Trained, out: Path, *, region: str | None = None, scale: flo
     else:
         ys, xs = coordinates(y0, y1, scale), coordinates(x0, x1, scale)
     shown = quantity_of(trained, quantity)
+    if quantity == "sigma" and recipe.training.steps and processes.rank == 0:
+        _log.warning(STARTED)
     valid = None if quantity == "valid" else known_pixels(trained) if mask == "valid" else stack_mask(recipe)
     picture = quantity == "value" and about["unit"] == "grey levels" or quantity == "valid"
     dtype = np.dtype(about.get("dtype", "uint8")) if picture and quantity == "value" else np.dtype(shown.dtype)

@@ -45,8 +45,7 @@ def count_tiff_pages(path: Path) -> int:
         _complaints.said.clear()
         pages = len(tif.pages)
         if _complaints.said:
-            size = path.stat().st_size
-            raise UserError(f"{path}: truncated: nothing is where page {pages} should follow ({size} bytes); copy it again")
+            raise UserError(f"{path}: truncated: it ends where page {pages} should follow; copy the file again")
         return pages
 
 

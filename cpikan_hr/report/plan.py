@@ -6,7 +6,7 @@ import numpy as np
 
 from cpikan_hr.data.source import Source
 from cpikan_hr.problems import Problem
-from cpikan_hr.quantities import knows_sigma
+from cpikan_hr.quantities import STARTED, knows_sigma
 from cpikan_hr.report.layers import block_of, has_frames, precision
 from cpikan_hr.report.pyramid import QUALITY, MapTiles, PictureTiles
 from cpikan_hr.training.weights import Trained
@@ -68,6 +68,7 @@ def planned(trained: Trained, problem: Problem | None, reference: Source | None)
         missing["Residual of the frames"] = "the stack is not there any more"
     if has_frames(problem) and knows_sigma(trained.recipe):
         note = f"Standard deviation of each pixel{', mean' + of if of else ''}."
+        note += f" ({STARTED})" if trained.recipe.training.steps else ""
         layers.append(Layer("sigma", "Uncertainty", unit=unit, colours="magma", note=note, **size))
     elif kind == "interferometry":
         missing["Uncertainty"] = "it comes from averaged quadtrees (start.shifts) and needs the stack"

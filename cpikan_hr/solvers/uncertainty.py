@@ -65,7 +65,11 @@ def _ratios(
     field: Field, group: int, target: ReadTarget, shape: tuple[int, int], block: Block, start: StartOptions, seed: int,
     texture: Texture | None,
 ) -> np.ndarray:  # fmt: skip
-    """|error| / sqrt(risk) of the known pixels of a block whose truth is the field itself."""
+    """|error| / sqrt(risk) of the known pixels of a block whose truth is the field itself.
+
+    The risk is that of the data, which is what the factor is for. Only a field that lacks the fine part of its texture
+    errs so much less than the surface that its own, lower risk says more.
+    """
     sizes, halo = sizes_of(field, group)
     window = field.levels[sizes[0].level].tile_grid.axes[0].window
     rng = np.random.default_rng([seed, 0])
@@ -83,7 +87,10 @@ def _ratios(
     solved = read_averaged(field, group, simulated, shape, block, sizes, halo, start, texture)
     again = _encoded(solved.pixels, sizes, halo, start.threshold, window)
     truth = read_block(field, group, exact, shape, block, sizes[0].stride, halo).values
-    ratio = (again - truth).abs() / solved.risk.sqrt()
+    risk = solved.risk
+    if texture is None:
+        risk = read_averaged(field, group, target, shape, block, sizes, halo, start).risk
+    ratio = (again - truth).abs() / risk.sqrt()
     if solved.pixels.known is not None:
         ratio = torch.where(solved.pixels.known, ratio, torch.nan)
     height, width = ratio.shape[1] - 2 * halo, ratio.shape[2] - 2 * halo
