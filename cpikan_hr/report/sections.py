@@ -16,6 +16,7 @@ PACKAGES = ("cpikan_hr", "torch", "accelerate", "deepspeed", "numpy", "scipy", "
 FIGURES = {
     "rmse": ("RMSE", None, "root mean square error against the reference"),
     "classical_rmse": ("RMSE of the classical decode", None, "the same stack, decoded pixel by pixel"),
+    "over_classical": ("RMSE over that of the decode", "", ""),
     "psnr": ("PSNR", "dB", "of the full range of a picture, or of the reference's range"),
     "ssim": ("SSIM", "", "structural similarity, 7 x 7 windows"),
     "rel_l2": ("Relative L2 error", "", ""),

@@ -56,7 +56,9 @@ def write_report(
         page.write("<main>\n" + sections.the_map(layers[0]))
         values = evaluate(trained, truth, file.stat().st_size, remove, rendered)
         offset = getattr(trained.recipe.problem, "remove_offset", False)
-        values["classical_rmse"] = classical_rmse(problem, out.parent, offset)
+        classical = classical_rmse(problem, out.parent, offset)
+        values["classical_rmse"] = classical
+        values["over_classical"] = values["rmse"] / classical if classical and "rmse" in values else None
         note = "" if truth is not None else "No reference is known, so no error is: give --reference FILE."
         if trained.about.get("regions", 1) > 1:
             note += f" {trained.about['regions']} regions of the mask do not touch; each has a piston of its own."
