@@ -71,7 +71,7 @@ def doubts(shared: Shared, noise: Noise | None = None) -> list[str]:
     if found.wrong > MANY_WRONG:
         said.append(
             f"frames that scatter by {found.scatter:.2g} grey levels leave {found.wrong:.0%} of the pixels in a wrong "
-            "fringe order; measure with other wavelengths or less noise, or narrow height_range_um"
+            "fringe order (before any repair); measure with other wavelengths or less noise, or narrow height_range_um"
         )
     expected = found.scatter if noise is None else noise.variance(found.level) ** 0.5
     if not 1 / UNLIKE < found.scatter / max(expected, 1e-9) < UNLIKE:
