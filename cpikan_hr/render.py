@@ -76,9 +76,11 @@ def render(trained: Trained, out: Path, *, region: str | None = None, scale: flo
     else:
         ys, xs = coordinates(y0, y1, scale), coordinates(x0, x1, scale)
     shown = quantity_of(trained, quantity)
+    valid = None if quantity == "valid" else known_pixels(trained) if mask == "valid" else stack_mask(recipe)
     if quantity == "sigma" and recipe.training.steps and processes.rank == 0:
         _log.warning(STARTED)
-    valid = None if quantity == "valid" else known_pixels(trained) if mask == "valid" else stack_mask(recipe)
+    if valid is None and quantity != "valid" and about.get("masked") and processes.rank == 0:
+        _log.warning("%s is not there, nor is its mask: what lies outside is guessed", recipe.problem.stack)
     picture = quantity == "value" and about["unit"] == "grey levels" or quantity == "valid"
     dtype = np.dtype(about.get("dtype", "uint8")) if picture and quantity == "value" else np.dtype(shown.dtype)
     if shown.unit.startswith(about["unit"]):

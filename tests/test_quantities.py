@@ -170,4 +170,7 @@ def test_regions_that_do_not_touch_are_told(tmp_path, caplog):
     assert "2 regions of the mask do not touch" in (tmp_path / "run" / "report.html").read_text()
     caplog.clear()
     assert cli(["render", str(tmp_path / "run"), "--out", str(tmp_path / "s.npy"), "--quantity", "sigma"]) == 0
-    assert "does not know of the updates since" in caplog.text
+    assert "does not know of the updates since" in caplog.text and "its mask" not in caplog.text
+    stack.rename(tmp_path / "elsewhere")
+    assert cli(["render", str(tmp_path / "run"), "--out", str(tmp_path / "h.npy")]) == 0
+    assert "its mask" in caplog.text and np.isfinite(np.load(tmp_path / "h.npy")).all()

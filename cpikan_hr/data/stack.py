@@ -98,6 +98,10 @@ class Stack:
         return self._frames[0].dtype
 
     @property
+    def masked(self) -> bool:
+        return self._mask is not None
+
+    @property
     def clips(self) -> int | None:
         """The bit depth at whose ends samples are clipped; None for floats, which are not."""
         return self.bit_depth if self.dtype.kind == "u" else None
@@ -114,7 +118,7 @@ class Stack:
 
     def mask(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         """Validity [y1 - y0, x1 - x0], bool; all True without a mask."""
-        if self._mask is None:
+        if not self.masked:
             return np.ones((y1 - y0, x1 - x0), bool)
         if isinstance(self._mask, Circle):
             row, column, radius = self._mask.circle

@@ -182,9 +182,9 @@ class Interferometry(PixelProblem):
         return true_height(self.options)
 
     def about(self) -> dict:
-        """Phase steps and harmonics; of one wavelength also how many regions of the mask have a piston of their own."""
-        regions = self.decoder.regions
-        return calibration.describe(self.shared) | ({} if regions is None else {"regions": regions})
+        """Phase steps, harmonics, whether there is a mask; of one wavelength also how many regions of it have pistons."""
+        regions = {} if self.decoder.regions is None else {"regions": self.decoder.regions}
+        return calibration.describe(self.shared) | {"masked": self.stack.masked} | regions
 
     def note(self) -> str | None:
         said = [f"warning: {self.stack.path}: {doubt}" for doubt in calibration.doubts(self.shared, self.noise)]
