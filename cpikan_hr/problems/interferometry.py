@@ -182,7 +182,7 @@ class Interferometry(PixelProblem):
         return true_height(self.options)
 
     def about(self) -> dict:
-        """Phase steps, harmonics, whether there is a mask; of one wavelength also how many regions of it have pistons."""
+        """Phase steps, harmonics, whether there is a mask; of one wavelength also how many parts have own pistons."""
         regions = {} if self.decoder.regions is None else {"regions": self.decoder.regions}
         return calibration.describe(self.shared) | {"masked": self.stack.masked} | regions
 
