@@ -186,7 +186,7 @@ def run_decode(arguments) -> None:
             print(path)
     if arguments.steps != "nominal" or arguments.harmonic:
         print(tell(shared))
-    for doubt in doubts(shared):
+    for doubt in doubts(shared, noise):
         print(f"warning: {stack.path}: {doubt}", file=sys.stderr)
 
 

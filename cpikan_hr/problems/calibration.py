@@ -8,8 +8,9 @@ import numpy as np
 from cpikan_hr.data.stack import Stack
 from cpikan_hr.errors import UserError
 from cpikan_hr.parallel import one_thread
+from cpikan_hr.problems.agreement import check_data, check_fit
 from cpikan_hr.problems.blind import guess_steps
-from cpikan_hr.problems.checks import check_data, check_fit, check_order, check_range
+from cpikan_hr.problems.checks import check_order, check_range
 from cpikan_hr.problems.noise import Noise
 from cpikan_hr.problems.orders import unambiguous_range_um
 from cpikan_hr.problems.sample import read_sample
@@ -17,7 +18,8 @@ from cpikan_hr.problems.steps import Shared, refine
 
 Steps = Literal["nominal", "refine", "unknown"]
 CHECKED, FITTED = 20_000, 200_000  # pixels: to see whether the frames fit, and to fit what they share
-MANY_WRONG = 0.05  # part of the pixels in a wrong fringe order from which on it is said
+MANY = 0.05  # part of the pixels in a wrong fringe order, or that do not fit, from which on it is said
+ENOUGH = 3  # degrees of freedom of a pixel from which on its scatter is not that of a lucky order
 UNLIKE = 1.7  # times the expected noise, or less than one such part of it: what is not as expected
 
 
@@ -42,7 +44,8 @@ def calibrate(stack: Stack, steps: Steps = "nominal", harmonic: bool = False) ->
             shared = Shared(guess_steps(sample, stack.present, stack.wavelengths_um, height_range))
         else:
             shared = Shared(stack.phase_steps_rad)
-            check_order(stack, sample, height_range, shared)
+            if steps == "nominal" or stack.present.sum() - 2 * stack.J > ENOUGH:  # else wrong steps look like that
+                check_order(stack, sample, height_range, shared)
         if fitted:
             find = dict(steps=steps != "nominal", harmonic=harmonic)
             shared = refine(sample, stack.wavelengths_um, height_range, shared, **find)
@@ -66,18 +69,23 @@ def describe(shared: Shared) -> dict:
 def doubts(shared: Shared, noise: Noise | None = None) -> list[str]:
     """What is suspicious of frames that were not refused, a line each. `noise`: what is said of their samples."""
     found, said = shared.misfit, []
-    if found is None or not found.scatter:
-        return said
-    if found.wrong > MANY_WRONG:
+    if found is None:
+        return ["too few pixels without clipped samples: neither the order of the frames nor their noise was looked at"]
+    if found.wrong > MANY:
         said.append(
             f"frames that scatter by {found.scatter:.2g} grey levels leave {found.wrong:.0%} of the pixels in a wrong "
-            "fringe order (before any repair); measure with other wavelengths or less noise, or narrow height_range_um"
+            "fringe order (before any repair); measure with other wavelengths or less noise, narrow height_range_um, "
+            "or estimate a harmonic"
         )
-    expected = found.scatter if noise is None else noise.variance(found.level) ** 0.5
-    if not 1 / UNLIKE < found.scatter / max(expected, 1e-9) < UNLIKE:
+    if found.stray > MANY:
+        said.append(
+            f"{found.stray:.0%} of the pixels do not fit as the others do; check height_range_um, and the mask"
+        )
+    expected = found.scatter if noise is None or found.freedom < ENOUGH else noise.variance(found.level) ** 0.5
+    if not expected / UNLIKE <= found.scatter <= expected * UNLIKE:
         said.append(
             f"the frames scatter by {found.scatter:.2g} grey levels about the model, where {expected:.2g} are "
-            "expected; set problem.noise to it (or problem.steps: refine, if it is the phase steps that are off)"
+            "expected; give the noise they have (or refine the steps, or estimate a harmonic, if it is not noise)"
         )
     return said
 

@@ -78,7 +78,8 @@ class Interferometry(PixelProblem):
         """Where the frames' rms deviation is within `robust` times the noise (or what most pixels show, if more)."""
         y0, y1, x0, x1 = window
         found = self.shared.misfit
-        limit = self.options.robust**2 * max(1.0, found.scatter**2 / self.noise.variance(found.level))
+        shown = found.scatter**2 / self.noise.variance(found.level) if found else 0.0
+        limit = self.options.robust**2 * max(1.0, shown)
         fits, rows = np.empty(height.shape, bool), max(1, MAPPED // height.shape[1])
         for row in range(0, len(height), rows):
             part = slice(row, row + rows)

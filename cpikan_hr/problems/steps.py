@@ -25,6 +25,7 @@ FEW = 20_000  # pixels on which the unknowns converge first
 CHUNK = 8192  # pixels whose derivatives are held at a time
 ROUNDS, ITERATIONS = 12, 6  # decodes of the sample, and Gauss-Newton iterations after each
 CONVERGED = 1e-6  # rad: largest change of a step
+STRAY = 4.0  # times the scatter: pixels with a larger rms residual do not fit
 HUBER, TRIM = 2.0, 5.0  # times the median misfit: from here a pixel weighs less, from there nothing
 DIM = 0.25  # pixels below this part of the median modulation are left out: their phases are too noisy to be linear
 LARGEST = 0.5  # rad: of one change
@@ -88,7 +89,9 @@ class Misfit(NamedTuple):
     ratio: float  # the median pixel's rms residual over the median modulation
     scatter: float  # standard deviation of a frame's samples about the model, in grey levels
     wrong: float  # part of the pixels whose order such a scatter is expected to get wrong
+    stray: float  # part of the pixels that fit far worse than most
     level: float  # the median sample, in grey levels
+    freedom: int  # of a pixel: samples less unknowns
 
 
 def misfit(
@@ -96,7 +99,7 @@ def misfit(
 ) -> Misfit:
     """How badly `shared` explains the sample."""
     fit = _Fit(sample, wavelengths_um, height_range_um, shared, False, False)
-    nothing = Misfit(0.0, 0.0, 0.0, 0.0)
+    nothing = Misfit(0.0, 0.0, 0.0, 0.0, 0.0, max(0, int(fit.freedom)))
     if fit.freedom < 1 or not fit.frames.shape[-1]:
         return nothing
     fit.decode()
@@ -107,7 +110,8 @@ def misfit(
     scatter = float(median / (1 - 2 / (9 * fit.freedom)) ** 3) ** 0.5  # median of chi-square (Wilson and Hilferty 1931)
     wrong = expit(-0.5 * fit.margin[fit.bright] / max(scatter, 1e-9) ** 2)  # of two orders, given both chi-squares
     level = float(np.median(fit.frames[fit.present]))
-    return Misfit(median**0.5 / max(fit.modulation, 1e-300), scatter, float(wrong.mean()), level)
+    ratio, stray = median**0.5 / max(fit.modulation, 1e-300), float((squares > (STRAY * scatter) ** 2).mean())
+    return Misfit(ratio, scatter, float(wrong.mean()), stray, level, int(fit.freedom))
 
 
 class _Fit:

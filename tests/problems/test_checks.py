@@ -146,7 +146,7 @@ def test_another_noise_than_the_frames_have_is_said(tmp_path):
     assert not doubts(shared) and not doubts(shared, Noise(5.0)) and not doubts(shared, Noise(4.0))
     for wrong in (2.0, 20.0):
         (line,) = doubts(shared, Noise(wrong))
-        assert line.startswith("the frames scatter by 5 grey levels") and "problem.noise" in line
+        assert line.startswith("the frames scatter by 5 grey levels") and "give the noise they have" in line
     problem = Interferometry(InterferometryProblem(stack=str(tmp_path), noise=2.0))
     assert problem.note().startswith(f"warning: {tmp_path}") and "scatter by 5 grey levels" in problem.note()
     assert Interferometry(InterferometryProblem(stack=str(tmp_path), noise=5.0)).note() is None
@@ -194,3 +194,53 @@ def test_one_good_corner_is_enough(tmp_path):
     frames[:, :2] = 255
     frames[:, :2, :3, :3] = wafer((50, 60), full_turn(4, 4))[1][:, :2, :3, :3]
     calibrated(tmp_path, frames, full_turn(4, 4))
+
+
+def test_few_lit_pixels_are_enough(tmp_path):
+    """4 % of the frame has fringes, the rest is dark; the mask does not say so."""
+    frames = np.full((4, 4, 200, 240), 8.0)
+    frames[:, :, 80:125, 90:135] = wafer((200, 240), full_turn(4, 4))[1][:, :, 80:125, 90:135]
+    found = calibrated(tmp_path, camera(frames, noise=2), full_turn(4, 4)).misfit
+    assert found.scatter == pytest.approx(2, rel=0.1) and found.wrong < 0.01
+
+
+def test_a_wavelength_without_fringes_is_no_other_order(tmp_path):
+    frames = wafer((200, 240), full_turn(4, 4))[1].astype(float)
+    frames[0] = frames[0].mean(0)
+    found = calibrated(tmp_path, camera(frames, noise=2), full_turn(4, 4)).misfit
+    assert found.scatter == pytest.approx(2, rel=0.1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_much_noise_is_no_other_order(seed, tmp_path):
+    """Repair finds most orders again, even then."""
+    steps, frames = full_turn(4, 4), wafer((120, 140), full_turn(4, 4), noise=40, seed=seed)[1]
+    (line,) = doubts(calibrated(tmp_path, frames, steps))
+    assert "in a wrong fringe order" in line
+
+
+def test_steps_that_are_refined_may_be_far_off_before(tmp_path):
+    true = wrong_steps(2, 3, seed=0, rms=0.2)
+    folder = write_stack(tmp_path, wafer((200, 240), true, WAVELENGTHS[:2])[1], WAVELENGTHS[:2], full_turn(2, 3), **KEYS)
+    found = calibrate(open_stack(folder), "refine")
+    assert np.abs(found.steps - true).max() < 0.02
+    turned = wafer((200, 240), full_turn(4, 4))[1].swapaxes(0, 1)
+    with pytest.raises(UserError, match="step-major"):
+        calibrate(open_stack(write_stack(tmp_path, turned, WAVELENGTHS, full_turn(4, 4), **KEYS)), "refine")
+
+
+def test_heights_beyond_the_range_are_said(tmp_path):
+    height, frames = wafer((200, 240), full_turn(4, 4), noise=2)
+    beyond = (np.abs(height) > 5000).mean()
+    assert 0.2 < beyond < 0.5
+    shared = calibrated(tmp_path, frames, full_turn(4, 4), height_range_um=[-5, 5])
+    assert shared.misfit.stray == pytest.approx(beyond, abs=0.15)
+    assert any("check height_range_um" in line for line in doubts(shared))
+
+
+def test_what_could_not_be_looked_at_is_said(tmp_path):
+    """One frame that is black everywhere leaves no pixel whose samples can all be used."""
+    frames = wafer((200, 240), full_turn(4, 4), noise=2)[1]
+    frames[0, 1] = 0
+    shared = calibrated(tmp_path, frames, full_turn(4, 4))
+    assert shared.misfit is None and "was looked at" in doubts(shared)[0]
