@@ -221,8 +221,8 @@ def test_much_noise_is_no_other_order(seed, tmp_path):
 
 def test_steps_that_are_refined_may_be_far_off_before(tmp_path):
     true = wrong_steps(2, 3, seed=0, rms=0.2)
-    folder = write_stack(tmp_path, wafer((200, 240), true, WAVELENGTHS[:2])[1], WAVELENGTHS[:2], full_turn(2, 3), **KEYS)
-    found = calibrate(open_stack(folder), "refine")
+    frames = wafer((200, 240), true, WAVELENGTHS[:2])[1]
+    found = calibrate(open_stack(write_stack(tmp_path, frames, WAVELENGTHS[:2], full_turn(2, 3), **KEYS)), "refine")
     assert np.abs(found.steps - true).max() < 0.02
     turned = wafer((200, 240), full_turn(4, 4))[1].swapaxes(0, 1)
     with pytest.raises(UserError, match="step-major"):
