@@ -14,6 +14,7 @@ FEWEST = 100  # at least
 BRIGHTEST, LIT = 0.995, 0.5  # pixels whose frames differ by half of what this quantile does, or more, are asked
 ALONE, TOGETHER = 0.6, 0.5  # of the misfit of random phases: where one wavelength's frames, or all, do not fit
 NOISE = 0.85  # the same part where no wavelength fits and all may be noise
+UNEXPLAINED = 0.8  # misfit from which on no noise is thought of: of many frames chance explains still less
 NOISY = 1.5  # times the scatter of frames that fit by themselves: what noise alone may come to
 THREE_STEPS = 0.8, 0.9  # of chance, where three steps tell nothing of noise: of several and of two wavelengths
 TURNS = 2  # whole turns: larger steps may be degrees
@@ -60,19 +61,20 @@ def _check_each(stack: Stack, lit: Sample, shared: Shared, rng: np.random.Genera
         known = stack.wavelengths_um[one], (-1.0, 1.0), Shared(shared.steps[one], harmonic)
         chance = misfit(Sample(np.cos(rng.uniform(0, 2 * np.pi, (1, stack.K, TRIED)))), *known).ratio
         found = misfit(Sample(lit.frames[one]), *known)
-        each[j] = found.scatter, found.ratio / max(chance, 1e-9), found.ratio, chance
+        each[j] = found, chance
     if not each:
         return None
-    well = [scatter for scatter, part, *_ in each.values() if part <= ALONE]
-    for j, (scatter, part, ratio, chance) in each.items():
-        noisy = not well and stack.J > 1 and not degrees(shared)
-        if part > (NOISE if noisy else ALONE) and not (well and scatter <= NOISY * min(well)):
+    well = [found.scatter for found, chance in each.values() if found.ratio <= min(ALONE * chance, UNEXPLAINED)]
+    noisy = not well and stack.J > 1 and not degrees(shared)
+    for j, (found, chance) in each.items():
+        limit = min((NOISE if noisy else ALONE) * chance, UNEXPLAINED)
+        if found.ratio > limit and not (well and found.scatter <= NOISY * min(well)):
             raise UserError(
                 f"{stack.path}: frames: those of wavelength {j} ({stack.wavelengths_um[j]:g} um) do not fit fringes of "
-                f"these phase steps (residual {ratio:.0%} of the modulation, {chance:.0%} by chance); check their "
-                f"order and phase_steps_rad{degrees(shared)}"
+                f"these phase steps (residual {found.ratio:.0%} of the modulation, {chance:.0%} by chance); check "
+                f"their order and phase_steps_rad{degrees(shared)}"
             )
-    return float(np.sqrt(np.mean([scatter**2 for scatter, *_ in each.values()])))
+    return float(np.sqrt(np.mean([found.scatter**2 for found, _ in each.values()])))
 
 
 def _lit(stack: Stack, sample: Sample) -> Sample:

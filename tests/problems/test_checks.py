@@ -104,6 +104,17 @@ def test_frames_in_no_order_are_refused(seed, tmp_path):
         calibrated(tmp_path, flat.reshape(frames.shape), full_turn(4, 4))
 
 
+@pytest.mark.parametrize("layout", [(1, 8), (1, 12), (2, 8)])
+def test_many_frames_in_no_order_are_refused(layout, tmp_path):
+    """The same wrong order for every wavelength, of which chance explains little more."""
+    wavelengths, steps = WAVELENGTHS[: layout[0]], full_turn(*layout)
+    frames = wafer((200, 240), steps, wavelengths, noise=2)[1]
+    for seed in range(6):
+        order = np.random.default_rng(seed).permutation(layout[1])
+        with pytest.raises(UserError, match="do not fit fringes of these phase steps|does not fit the model"):
+            calibrated(tmp_path, frames[:, order], steps, wavelengths)
+
+
 def test_frames_in_no_order_are_refused_where_some_are_missing(tmp_path):
     steps, frames = full_turn(4, 4), wafer((200, 240), full_turn(4, 4), noise=2)[1]
     kept = [[0, 1, 2], [1, 2, 3], [0, 1, 2, 3], [0, 2, 3]]
