@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROUNDED = 0.3  # grey levels, of frames without noise: their rounding, once more than the frame model has it
+ROUNDED = 0.1  # grey levels, of frames without noise: the frame model counts their rounding by itself
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,10 @@ def measure(case: Case, seed: int, shape: tuple[int, int], folder: Path, needed:
     }
     height, took = train(case, path, folder)
     found["field"] = figures(height, truth, near, quarter)
+    run(["-m", "cpikan_hr", "render", str(folder / "run"), "--out", str(folder / "sigma.npy"), "--quantity", "sigma"])
+    sigma = np.load(folder / "sigma.npy")
+    known = np.isfinite(sigma)
+    took["within_sigma"] = float((np.abs(height - truth)[known] < sigma[known]).mean())
     return found, took
 
 

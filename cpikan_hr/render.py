@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from cpikan_hr.data.heights import PER_NM
-from cpikan_hr.data.stack import keep_stack, open_stack
 from cpikan_hr.data.writers import MapWriter
 from cpikan_hr.errors import UserError
 from cpikan_hr.parallel import at_once, in_threads
+from cpikan_hr.problems import keep_data
 from cpikan_hr.processes import ALONE, Processes
 from cpikan_hr.quantities import STARTED, Quantity, known_pixels, quantity_of, stack_mask
 from cpikan_hr.quantities_pde import lattice_coordinates, lattice_note
@@ -64,10 +64,7 @@ def render(trained: Trained, out: Path, *, region: str | None = None, scale: flo
     if max(y1 - y0, x1 - x0) * scale > MAX_SIDE:
         raise UserError(f"--scale {scale}: more than {MAX_SIDE} pixels on a side; render regions one by one")
     equation = recipe.problem.kind == "pde"
-    if recipe.problem.kind == "interferometry" and Path(recipe.problem.stack).exists():
-        keep_stack(open_stack(recipe.problem.stack), out)
-    elif recipe.problem.kind == "image" and out.resolve() == Path(recipe.problem.path).resolve():
-        raise UserError(f"{out}: is the picture that the field was fitted to; name another file")
+    keep_data(recipe, out)
     if equation:
         ys, xs = (
             lattice_coordinates(low, high, count, scale if count > 1 else 1.0)

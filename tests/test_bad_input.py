@@ -318,7 +318,8 @@ def test_nothing_that_is_read_is_written_over(stack, run, tmp_path, capfd):
     kept = {path: path.read_bytes() for path in stack.iterdir()}
     assert any(path.suffix == ".bmp" for path in kept)
     for path in sorted(kept):
-        for words in (["decode", stack, "--out", path], ["render", run, "--out", path]):
+        of_run = [[name, run, "--out", path] for name in ("render", "report", "export")]
+        for words in (["decode", stack, "--out", path], *of_run, ["export", run, "--bits", "12", "--out", path]):
             refused(cli, [*map(str, words)], tmp_path, capfd)
     frame = next(path for path in kept if path.suffix == ".bmp")
     words = ["decode", str(stack), "--out", str(tmp_path / "h.npy"), "--quality", str(frame)]

@@ -3,13 +3,17 @@
 from pathlib import Path
 
 from cpikan_hr.data.source import Source, open_source
+from cpikan_hr.data.stack import keep_stack, open_stack
+from cpikan_hr.errors import UserError
 from cpikan_hr.problems.base import PixelProblem, Problem, Target
 from cpikan_hr.problems.image import Image
 from cpikan_hr.problems.interferometry import Interferometry, true_height
 from cpikan_hr.problems.pde import PDE
-from cpikan_hr.recipe import ImageProblem, PDEProblem, Recipe
+from cpikan_hr.recipe import ImageProblem, InterferometryProblem, PDEProblem, Recipe
 
-__all__ = ["PDE", "Image", "Interferometry", "PixelProblem", "Problem", "Target", "build_problem", "reference_of"]
+__all__ = [
+    "PDE", "Image", "Interferometry", "PixelProblem", "Problem", "Target", "build_problem", "keep_data", "reference_of",
+]  # fmt: skip
 
 
 def build_problem(recipe: Recipe) -> Problem:
@@ -27,3 +31,12 @@ def reference_of(recipe: Recipe, path: Path | None = None) -> Source | None:
     if isinstance(options, ImageProblem):
         return open_source(path) if path else build_problem(recipe).reference()
     return true_height(options, path)
+
+
+def keep_data(recipe: Recipe, out: Path) -> None:
+    """UserError where `out` would replace a file that the field was fitted to."""
+    options = recipe.problem
+    if isinstance(options, InterferometryProblem) and Path(options.stack).exists():
+        keep_stack(open_stack(options.stack), out)
+    elif isinstance(options, ImageProblem) and out.resolve() == Path(options.path).resolve():
+        raise UserError(f"{out}: is the picture that the field was fitted to; name another file")

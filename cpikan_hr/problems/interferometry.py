@@ -203,7 +203,7 @@ def true_height(options: InterferometryProblem, path: Path | None = None) -> Hei
     if path is None and stack.reference is None:
         return None
     known = open_heights(path) if path else Oriented(open_heights(stack.reference), options.rotate, options.flip)
-    return Heights(known, mask=stack.mask if known.shape[:2] == stack.shape else None)
+    return Heights(known, mask=stack.mask if stack.masked and known.shape[:2] == stack.shape else None)
 
 
 def _fitted(frames: Tensor, wave: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

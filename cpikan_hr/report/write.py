@@ -10,7 +10,7 @@ import numpy as np
 from cpikan_hr.errors import UserError
 from cpikan_hr.evaluate import evaluate, rendered_once
 from cpikan_hr.files import whole_file
-from cpikan_hr.problems import reference_of
+from cpikan_hr.problems import keep_data, reference_of
 from cpikan_hr.processes import compute_device
 from cpikan_hr.report import sections
 from cpikan_hr.report.equation import write_equation_report
@@ -40,6 +40,7 @@ def write_report(
     trained = load_field(run, compute_device(), mapped=True)
     file = run / "field.safetensors" if run.is_dir() else run
     out = out or file.with_name("report.html")
+    keep_data(trained.recipe, out)
     if out.is_dir():  # the rename at the end would fail, after all the work
         raise UserError(f"{out}: is a folder; name a file")
     if trained.recipe.problem.kind == "pde":
