@@ -4,6 +4,7 @@ Invariant: the message is one line that says what is wrong, where, and what to d
 and exit with code 2, without a traceback; everything else is a bug and keeps its traceback.
 """
 
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -37,19 +38,27 @@ def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
             return main(*args, **kwargs) or 0
         except OtherRankFailed:
             return 2
-        except UserError as error:
-            return _tell(str(error), 2)
-        except OSError as error:  # disk full, no permission: the operating system's own words name the file
-            where = f": {error.filename}" if error.filename else ""
-            return _tell(f"{error.strerror or error}{where}", 2)
+        except (UserError, OSError) as error:
+            if not getattr(error, "agreed", False) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                from cpikan_hr.processes import speaks_for_launch  # imports torch
+
+                if not speaks_for_launch():
+                    return 2
+            return _tell(error if isinstance(error, UserError) else _of_the_system(error), 2)
         except KeyboardInterrupt as stop:
             return _tell(str(stop) or "interrupted", INTERRUPTED)
 
     return wrapped
 
 
-def _tell(message: str, code: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+def _of_the_system(error: OSError) -> str:
+    """Disk full, no permission: the operating system's own words name the file."""
+    where = f": {error.filename}" if error.filename else ""
+    return f"{error.strerror or error}{where}"
+
+
+def _tell(message: object, code: int) -> int:
+    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
     return code
 
 

@@ -4,8 +4,9 @@ import importlib
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -39,13 +40,18 @@ class Processes:
                 raise
             failure = error
         first = torch.tensor(self.ranks if failure is None else self.rank, device=self.device)
+        # Who has failed may end before this process knows of it, and the launcher then ends the others: not before
+        # they have said why and cleared up.
+        asked: list[int] = []
+        before = signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
         torch.distributed.all_reduce(first, op=torch.distributed.ReduceOp.MIN)
         if first < self.ranks:
             failure = failure if first == self.rank else OtherRankFailed(int(first))
             failure.agreed = True
-            # All are about to end by themselves: the launcher, which ends the others when one has, need not hurry them.
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             raise failure
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        if asked:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def sum(self, tensor: torch.Tensor) -> None:
         """Collective. Adds `tensor` over all ranks, in place."""
@@ -85,6 +91,30 @@ def launched() -> Iterator[Processes]:
         yield Processes(torch.distributed.get_rank(), ranks)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def speaks_for_launch(seconds: float = 20.0) -> bool:
+    """Whether this process, which fails, is the one to say why, where the processes of the launch have not agreed on it
+    (`Processes.together`): that of the lowest rank among those that fail within so many seconds.
+
+    Until all have failed none ends, since the launcher then ends the others. Over the launcher's own store, because
+    there may be no process group yet.
+    """
+    ranks, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if ranks == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    names = [f"cpikan_hr/{attempt}/failed/{one}" for one in range(ranks)]
+    try:
+        where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = torch.distributed.TCPStore(*where, is_master=False, timeout=timedelta(seconds=seconds))
+        store.set(names[rank], "")
+        with suppress(torch.distributed.DistStoreError):
+            store.wait(names, timedelta(seconds=seconds))
+        return not any(store.check([name]) for name in names[:rank])
+    except RuntimeError:  # the launcher is gone
+        return True
 
 
 def flagged(name: str) -> bool:

@@ -3,13 +3,18 @@
 import os
 import signal
 import sys
+from contextlib import suppress
 
 import forks
 
 
 def hand_on(child: int) -> None:
+    def tell(number: int, _) -> None:
+        with suppress(ProcessLookupError):  # it has just ended: its exit code is on its way
+            os.kill(child, number)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: os.kill(child, number))
+        signal.signal(number, tell)
 
 
 code = forks.run(sys.argv[1:], (0, 1, 2), dict(os.environ), os.getcwd(), began=hand_on)

@@ -80,7 +80,7 @@ def test_synth_keeps_the_stack_it_could_not_replace(tmp_path, capfd):
 @pytest.mark.parametrize("name", ["map.tif", "map.npy"])
 @pytest.mark.parametrize("file_bytes", [5000, 30_000])
 def test_decode_on_a_full_disk(name, file_bytes, stack, tmp_path, capfd):
-    (tmp_path / "quality.tif").write_text("earlier")
+    (tmp_path / "quality.tif").write_text("earlier, by cpikan_hr")
     words = ["decode", str(stack), "--out", str(tmp_path / name), "--quality", str(tmp_path / "quality.tif")]
     assert "free some space" in refused(limited(cli, file_bytes), words, tmp_path, capfd)
 
@@ -162,7 +162,7 @@ def test_the_field_at_the_end_on_a_full_disk(stack, run, capfd):
 
 @pytest.mark.parametrize("file_bytes", [2000, 10_000, 40_000])  # less than the head, the decoded map, the page
 def test_report_on_a_full_disk(file_bytes, run, tmp_path, capfd):
-    (tmp_path / "report.html").write_text("earlier")
+    (tmp_path / "report.html").write_text("earlier, by cpikan_hr")
     words = ["report", str(run), "--out", str(tmp_path / "report.html")]
     assert "free some space" in refused(limited(cli, file_bytes), words, tmp_path, capfd)
 
@@ -340,6 +340,17 @@ def test_both_processes_end_when_one_cannot_render(failure, run, tmp_path):
     assert code != 0 and ends(err) == [2, 2] and said == ""
     assert len([line for line in err.splitlines() if line.startswith("error: ")]) == 1, err
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("main", ["train", "render"])
+def test_both_processes_end_when_they_refuse_before_they_have_joined(main, tmp_path):
+    words = {
+        "train": ["-m", "cpikan_hr.train", "--config", "recipes/wafer.yaml", "--training.steps", "many"],
+        "render": ["-m", "cpikan_hr", "render", "nowhere", "--out", str(tmp_path / "map.tif"), "--scale", "large"],
+    }[main]
+    code, said, err = launch(*words)
+    assert code != 0 and ends(err) == [2, 2] and said == ""
+    assert len([line for line in err.splitlines() if line.startswith("error: ")]) == 1, err
 
 
 def test_both_processes_end_when_the_frames_of_one_are_damaged(stack, tmp_path):
