@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cpikan_hr.errors import UserError
+from cpikan_hr.owned import sole_writer
 
 # How safetensors and torch.save (C++) say that the operating system would not write; neither raises OSError.
 _WRITE_FAILURES = ("I/O error", "PytorchStreamWriter", "inline_container", "iostream", "cannot be opened")
@@ -39,15 +40,19 @@ def _advice(error: OSError) -> str:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A name to write to: what stands there when the block ends becomes `path` by one rename."""
+    """A name to write to: what stands there when the block ends becomes `path` by one rename.
+
+    UserError where another process is writing `path`.
+    """
     part = path.with_name(path.name + ".part")
-    try:
-        with writing(path):
+    with writing(path), sole_writer(part, "another process is writing it"):
+        try:
             yield part
             os.replace(part, path)
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+        except BaseException:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise
 
 
 def write_text(path: Path, text: str) -> None:

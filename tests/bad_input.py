@@ -9,8 +9,9 @@ from cpikan_hr.data.synth import synth
 from cpikan_hr.train import main as train
 from cpikan_hr.training.weights import ABOUT
 
-__all__ = ["ABOUT", "command", "damaged_copy", "make_run", "make_stack", "refused", "snapshot", "train_words"]
+__all__ = ["ABOUT", "ROOT", "command", "damaged_copy", "make_run", "make_stack", "refused", "snapshot", "train_words"]
 
+ROOT = Path(__file__).parents[1]
 OPTIONS = ["--batch.blocks", "2", "--batch.size", "32", "--training.log_every", "1", "--training.checkpoint_steps", "2"]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from cpikan_hr.data.windows import Source
 from cpikan_hr.files import whole_file
+from cpikan_hr.owned import MARK
 
 
 def read_decimated(source: Source, max_side: int = 1000) -> np.ndarray:
@@ -67,7 +68,7 @@ def save_preview(
         drawn = axes.imshow(array, vmin=low, vmax=high, cmap=colours, interpolation="nearest")
         figure.colorbar(drawn, ax=axes, label=unit, shrink=0.8)
     with whole_file(path) as part:
-        canvas.print_figure(part, format="png", dpi=dpi)
+        canvas.print_figure(part, format="png", dpi=dpi, metadata={"Software": MARK})
     return path
 
 

@@ -8,9 +8,10 @@ Invariants
 """
 
 import os
+import re
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import product
 from pathlib import Path
 
@@ -26,10 +27,15 @@ from cpikan_hr.data.threads import each_in_threads
 from cpikan_hr.data.writers import MapWriter, check_space
 from cpikan_hr.errors import UserError
 from cpikan_hr.files import created_folder, writing
+from cpikan_hr.owned import sole_writer
 
 WINDOW = BLOCK[0], 2 * BLOCK[1]  # px that a thread makes at a time
 MARKER = "# written by cpikan-hr synth"
 PIXEL_PITCH_UM = 3.2
+_LOCK = "lock"  # in the folder while it is written
+_WRITTEN = re.compile(  # its own files, also where a killed process left them
+    r"(lock|stack\.yaml|steps_true\.yaml|height_true\.npy|frames\.zarr|bucket_\d\d+\.(bmp|png|tif|npy))(\.whole)?(\.part)?"
+)
 _SUFFIXES = {"bmp": ".bmp", "png": ".png", "tiff": ".tif", "npy": ".npy", "zarr": ".zarr"}
 
 
@@ -72,19 +78,36 @@ def synth(
     needed = size[0] * size[1] * (4 + n_frames * camera.dtype.itemsize * scratch)
     with created_folder(out_dir.parent), writing(out_dir):
         check_space(out_dir.parent, needed)
-        shutil.rmtree(part, ignore_errors=True)
-        try:
-            part.mkdir()
+        with _emptied(part):
             _write_frames(part, camera, format, threads, progress)
             _write_yaml(part, camera, format, "wafer" if height is None else "measured surface")
             _put_in_place(part, out_dir)
+    return out_dir
+
+
+@contextmanager
+def _emptied(part: Path) -> Iterator[None]:
+    """`part` as a folder, empty but for its lock, that no other process writes to; gone afterwards."""
+    part.mkdir(exist_ok=True)
+    lock = part / _LOCK
+    with sole_writer(lock, "another process is writing this stack"):
+        strangers = _strangers(part)
+        if strangers:
+            raise UserError(f"{part}: has to be empty, but synth did not write {strangers[0]}; move it elsewhere")
+        try:
+            for left in part.iterdir():
+                if left.is_dir():
+                    shutil.rmtree(left)
+                elif left != lock:
+                    left.unlink()
+            yield
         finally:
             shutil.rmtree(part, ignore_errors=True)
-    return out_dir
 
 
 def _put_in_place(whole: Path, out_dir: Path) -> None:
     """Renames `whole` to `out_dir`; what stood there is removed only then."""
+    (whole / _LOCK).unlink()
     if not out_dir.exists():
         os.replace(whole, out_dir)
         return
@@ -172,10 +195,19 @@ def _check(out_dir, size, wavelengths_um, steps, noise, seed, bit_depth, format,
     _check_flaws(flaws, steps)
     if format == "bmp" and bit_depth > 8:
         raise UserError(f"format: bmp holds 8 bits, not {bit_depth}; use tiff, png, npy or zarr")
-    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        written = out_dir / STACK_FILE
-        if not written.is_file() or not written.read_text(encoding="utf-8", errors="replace").startswith(MARKER):
-            raise UserError(f"{out_dir}: exists and is not a stack written by synth; choose another folder")
+    _refuse_foreign(out_dir)
+
+
+def _refuse_foreign(out_dir: Path) -> None:
+    """UserError where the stack would replace what synth has not written."""
+    if not out_dir.exists() or out_dir.is_dir() and not any(out_dir.iterdir()):
+        return
+    written = out_dir / STACK_FILE
+    if not written.is_file() or not written.read_text(encoding="utf-8", errors="replace").startswith(MARKER):
+        raise UserError(f"{out_dir}: exists and is not a stack written by synth; choose another folder")
+    strangers = _strangers(out_dir)
+    if strangers:
+        raise UserError(f"{out_dir}: synth replaces the folder, but did not write {strangers[0]}; move it elsewhere")
 
 
 def _check_flaws(flaws: Imperfections, steps: int) -> None:
@@ -189,3 +221,7 @@ def _check_flaws(flaws: Imperfections, steps: int) -> None:
         raise UserError(f"saturated: {flaws.saturated:g}: a part of the pixels is from 0 to {MOST:g}")
     if not 0 <= flaws.gain < np.inf:
         raise UserError(f"gain: {flaws.gain:g}: a variance per grey level is finite and not negative")
+
+
+def _strangers(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not _WRITTEN.fullmatch(path.name))

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ import tifffile
 from cpikan_hr.data import bmp
 from cpikan_hr.errors import UserError
 from cpikan_hr.files import writing
+from cpikan_hr.owned import MARK, refuse_foreign, sole_writer
 
 TIFF_TILE = 512
 _PNG_LEVEL = 3  # zlib level: noise does not compress better above it, and 65 MP should not take minutes
@@ -59,6 +61,7 @@ class MapWriter:
         self.shape: tuple[int, int, int] = (*shape, 1)[:3]
         self._about = {"unit": unit, "pixel_pitch_um": pixel_pitch_um, "description": description}
         self._suffix, self._fd, self._create, self._converted = self.path.suffix.lower(), None, create, False
+        self._finished, self._held = False, ExitStack()
         self._check_format()
         self._scratch = self.path.with_name(self.path.name + ".part")
         self._whole = self._scratch if self._direct else self.path.with_name(self.path.name + ".whole.part")
@@ -73,9 +76,10 @@ class MapWriter:
         try:
             with writing(self.path):
                 if create:
-                    self._refuse_folder()
+                    refuse_foreign(self.path)
                     check_space(self.path.parent, size * (1 if self._direct else 2))
-                    self._fd = os.open(self._scratch, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+                    self._held.enter_context(sole_writer(self._scratch, "another process is writing it"))
+                    self._fd = os.open(self._scratch, os.O_RDWR | os.O_TRUNC)
                     os.ftruncate(self._fd, size)
                     _pwrite(self._fd, memoryview(header), 0)
                 else:
@@ -120,6 +124,7 @@ class MapWriter:
             self.convert()
         with writing(self.path):
             os.replace(self._whole, self.path)
+        self._finished = True
         self.close()
         return self.path
 
@@ -130,17 +135,15 @@ class MapWriter:
             self._fd = None
             if self._create:
                 self._whole.unlink(missing_ok=True)
-                self._scratch.unlink(missing_ok=True)
+                if not (self._direct and self._finished):  # its name may be another process's by now
+                    self._scratch.unlink(missing_ok=True)
+        self._held.close()
 
     def __enter__(self) -> "MapWriter":
         return self
 
     def __exit__(self, *_) -> None:
         self.close()
-
-    def _refuse_folder(self) -> None:
-        if self.path.is_dir():  # the rename at the end would fail, after all the work
-            raise UserError(f"{self.path}: is a folder; name a file")
 
     def _check_format(self) -> None:
         if self._suffix not in _DTYPES:
@@ -181,7 +184,7 @@ class MapWriter:
     def _write_format(self, whole: Path) -> None:
         if self._suffix == ".png":
             height, width, channels = self.shape
-            writer = png.Writer(
+            writer = _MarkedPng(
                 width, height, greyscale=channels == 1, bitdepth=8 * self.dtype.itemsize, compression=_PNG_LEVEL
             )
             big_endian = self.dtype.newbyteorder(">")
@@ -194,6 +197,7 @@ class MapWriter:
         with tifffile.TiffWriter(whole, bigtiff=True, ome=ome) as tif:
             tif.write(
                 self._tiles(),
+                software=MARK,
                 shape=self._axes,
                 dtype=self.dtype,
                 tile=(TIFF_TILE, TIFF_TILE),
@@ -224,6 +228,14 @@ class MapWriter:
                 for i in range(min(TIFF_TILE, height - y)):
                     tile[i, : end - x] = self._read(y + i, x, end)
                 yield tile if channels > 1 else tile[..., 0]
+
+
+class _MarkedPng(png.Writer):
+    """Says who wrote the file, as `refuse_foreign` wants it."""
+
+    def write_preamble(self, outfile) -> None:
+        super().write_preamble(outfile)
+        png.write_chunk(outfile, b"tEXt", b"Software\0" + MARK.encode())
 
 
 def check_space(folder: Path, needed: int) -> None:

@@ -9,6 +9,8 @@ from html import escape
 import numpy as np
 from matplotlib import colormaps
 
+from cpikan_hr.owned import MARK
+
 ASSETS = importlib.resources.files("cpikan_hr.report") / "assets"
 # Nothing may be asked of a network: the browser is told so.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
@@ -34,6 +36,7 @@ def head(name: str) -> str:
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="generator" content="{MARK}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <link rel="icon" href="data:,">

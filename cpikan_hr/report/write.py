@@ -7,9 +7,9 @@ from typing import TextIO
 
 import numpy as np
 
-from cpikan_hr.errors import UserError
 from cpikan_hr.evaluate import evaluate, rendered_once
 from cpikan_hr.files import whole_file
+from cpikan_hr.owned import refuse_foreign
 from cpikan_hr.problems import keep_data, reference_of
 from cpikan_hr.processes import compute_device
 from cpikan_hr.report import sections
@@ -41,8 +41,7 @@ def write_report(
     file = run / "field.safetensors" if run.is_dir() else run
     out = out or file.with_name("report.html")
     keep_data(trained.recipe, out)
-    if out.is_dir():  # the rename at the end would fail, after all the work
-        raise UserError(f"{out}: is a folder; name a file")
+    refuse_foreign(out)
     if trained.recipe.problem.kind == "pde":
         return write_equation_report(trained, file, out, reference, progress)
     problem = data_of(trained.recipe)

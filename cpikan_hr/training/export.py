@@ -8,6 +8,7 @@ import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from cpikan_hr.errors import UserError
+from cpikan_hr.owned import refuse_foreign
 from cpikan_hr.problems import keep_data
 from cpikan_hr.recipe import Recipe, load_recipe
 from cpikan_hr.training import checkpoints, ema
@@ -45,6 +46,7 @@ def export(run: Path, out: Path | None = None, bits: int | None = None, step: fl
         state, recipe, about = joined(run)
     out = out or run / "field.safetensors"
     keep_data(recipe, out)
+    refuse_foreign(out)
     save_field(out, state, recipe, about)
     return out
 
@@ -52,6 +54,7 @@ def export(run: Path, out: Path | None = None, bits: int | None = None, step: fl
 def pack(trained: Trained, out: Path, bits: int | None, step: float | None) -> Path:
     """Writes `out` with quantised weights: the terms of sparse levels by `step`, everything else by `bits` (16)."""
     keep_data(trained.recipe, out)
+    refuse_foreign(out)
     if "quantised" in trained.about:
         raise UserError(f"{out}: the field to pack is quantised already; give the exact one, a run's field.safetensors")
     save_packed(out, trained, bits or 16, step)

@@ -5,10 +5,9 @@ global batch of a step depends on the seed and the step alone, not on how many p
 """
 
 import json
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, nullcontext, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import torch
@@ -16,13 +15,12 @@ from accelerate import Accelerator
 
 from cpikan_hr.errors import Interrupted, UserError
 from cpikan_hr.fields import Field, Region
-from cpikan_hr.files import created_folder, write_text
 from cpikan_hr.jets import Jet, compile_kernels
 from cpikan_hr.mapped import in_files, in_memory
 from cpikan_hr.problems import Problem, build_problem
 from cpikan_hr.problems.batches import Batches
 from cpikan_hr.processes import Processes
-from cpikan_hr.recipe import Recipe, dump_recipe, load_recipe
+from cpikan_hr.recipe import Recipe, load_recipe
 from cpikan_hr.runtime import peak_rss_mb
 from cpikan_hr.solvers.balance import term_sizes
 from cpikan_hr.solvers.optimizers import build_optimizer, rate
@@ -32,6 +30,7 @@ from cpikan_hr.training.backend import make_accelerator
 from cpikan_hr.training.display import Preview, StartBar, contribution_table, described, missed
 from cpikan_hr.training.in_files import goes_into_files
 from cpikan_hr.training.requirements import check_backend, whole_weights
+from cpikan_hr.training.run_folder import begin_run, held_run
 from cpikan_hr.training.settling import settle
 from cpikan_hr.training.solve import solve
 from cpikan_hr.training.stopping import Stop, Stopped
@@ -54,18 +53,15 @@ def train(recipe: Recipe) -> Path:
     if options.precision in ("bf16", "fp16") and recipe.full_precision and accelerator.is_main_process:
         print(f"note: phases and derivatives stay in fp32; {options.precision} is left out of this run", flush=True)
     processes = checkpoints.processes_of(accelerator)
-    with processes.together():
-        check_backend(recipe, accelerator)
-        problem = build_problem(recipe)
-        problem.batches(recipe).check(accelerator.num_processes * options.accumulate)
-        checkpoint = checkpoints.choose(run, recipe.resume)
-        check_run(run, recipe, checkpoint)
-
-    def holds_training() -> bool:
-        metrics = run / "metrics.jsonl"
-        return metrics.exists() and '"loss"' in metrics.read_text() or bool(checkpoints.complete(run))
-
-    with created_folder(run, keep=holds_training) if accelerator.is_main_process else nullcontext():
+    with ExitStack() as held:
+        with processes.together():
+            if accelerator.is_main_process:
+                held.enter_context(held_run(run))
+            check_backend(recipe, accelerator)
+            problem = build_problem(recipe)
+            problem.batches(recipe).check(accelerator.num_processes * options.accumulate)
+            checkpoint = checkpoints.choose(run, recipe.resume)
+            check_run(run, recipe, checkpoint)
         with Stop(recipe.target.seconds, began) as stop:
             fit(recipe, run, problem, accelerator, processes, checkpoint, began, stop)
     accelerator.end_training()
@@ -175,21 +171,6 @@ def _identity(resolved: Path) -> dict:
 
 def _identity_of(recipe: Recipe) -> dict:
     return recipe.model_dump(include={"problem", "field", "start", "target", "batch"})
-
-
-def begin_run(run: Path, recipe: Recipe, about: dict, start: dict[str, torch.Tensor] | None) -> None:
-    """Writes what describes the run, and `start` where it is not resumed: the first change to an existing folder.
-
-    What the start leaves in buffers is kept because checkpoints of some backends hold parameters only.
-    """
-    for left in (run / "checkpoints").glob("*.part"):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    if start is not None:
-        shutil.rmtree(run / "checkpoints", ignore_errors=True)  # of an earlier run, which this one replaces
-        save_tensors(run / "start.safetensors", start)
-        (run / "metrics.jsonl").unlink(missing_ok=True)
-    write_text(run / "recipe.yaml", dump_recipe(recipe))
-    write_text(run / "about.json", json.dumps(about))  # what `export` needs where the run does not end
 
 
 def tell_start(levels: list[dict], problem: Problem, recipe: Recipe, stop: Stop) -> None:

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 
 from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Box, Field
+from cpikan_hr.owned import MARK
 from cpikan_hr.recipe import Recipe, dump_recipe, parse_recipe
 from cpikan_hr.training import codec
 from cpikan_hr.training.tensors import map_tensors, save_tensors
@@ -27,7 +28,7 @@ class Trained(NamedTuple):
 
 def save_field(path: Path, state: dict[str, torch.Tensor], recipe: Recipe, about: dict) -> None:
     """Writes weights and metadata; the file appears whole or not at all."""
-    metadata = {"recipe": dump_recipe(recipe), "about": json.dumps(about)}
+    metadata = {"software": MARK, "recipe": dump_recipe(recipe), "about": json.dumps(about)}
     save_tensors(path, state, metadata)
 
 
