@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from cpikan_hr import strict_json
 from cpikan_hr.errors import Interrupted, UserError
 from cpikan_hr.fields import Field, Region
 from cpikan_hr.files import created_folder, write_text
@@ -189,7 +190,7 @@ def begin_run(run: Path, recipe: Recipe, about: dict, start: dict[str, torch.Ten
         save_tensors(run / "start.safetensors", start)
         (run / "metrics.jsonl").unlink(missing_ok=True)
     write_text(run / "recipe.yaml", dump_recipe(recipe))
-    write_text(run / "about.json", json.dumps(about))  # what `export` needs where the run does not end
+    write_text(run / "about.json", strict_json.dumps(about))  # what `export` needs where the run does not end
 
 
 def tell_start(levels: list[dict], problem: Problem, recipe: Recipe, stop: Stop) -> None:
