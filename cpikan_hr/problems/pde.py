@@ -141,7 +141,7 @@ class PDE(Problem):
             return None
         low, high = (torch.tensor(end, dtype=torch.float64) for end in zip(*self._ends.values(), strict=True))
         if options.path:
-            table = read_table(Path(options.path), len(self.axes) + self.channels)
+            table = read_table(Path(options.path), self.axes, self.channels)
             points = table[:, : len(self.axes)]
             check_inside(points, low, high, f"problem.measurements.path: {options.path}")
             return points, table[:, len(self.axes) :]
