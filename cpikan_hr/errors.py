@@ -1,15 +1,26 @@
 """The one exception for what a user can mend: bad input, a bad recipe, a full disk.
 
 Invariant: the message is one line that says what is wrong, where, and what to do. Entry points print it on stderr
-and exit with code 2, without a traceback; everything else is a bug and keeps its traceback.
+and exit with code 2, without a traceback; everything else is a bug and keeps its traceback. So do mistakes in a file of
+the user's own that the program runs (an equation): the line is that of the file.
 """
 
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from functools import wraps
 
 INTERRUPTED = 128 + 2  # what shells report for SIGINT
+OWN = "cpikan_hr_equation_"  # how the modules of users' files are called
+_POINT_BY_POINT = "choose point by point, torch.where(condition, a, b)"
+_HINTS = {  # what torch says, and what helps in an equation
+    "Boolean value of Tensor": _POINT_BY_POINT,
+    "data-dependent control flow": _POINT_BY_POINT,
+    "one element tensors can be converted": "use functions of torch, which take all points at once",
+    "cannot be converted to Scalar": "use functions of torch, which take all points at once",
+    "Can't call numpy() on Tensor that requires grad": "use functions of torch, which know their derivatives",
+}
 
 
 class UserError(ValueError):
@@ -41,11 +52,45 @@ def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int]:
             return _tell(str(error), 2)
         except OSError as error:  # disk full, no permission: the operating system's own words name the file
             where = f": {error.filename}" if error.filename else ""
-            return _tell(f"{error.strerror or error}{where}", 2)
+            return _tell(mistake_in_file(error) or f"{error.strerror or error}{where}", 2)
         except KeyboardInterrupt as stop:
             return _tell(str(stop) or "interrupted", INTERRUPTED)
+        except Exception as error:
+            mistake = mistake_in_file(error)
+            if mistake is None:
+                raise
+            return _tell(mistake, 2)
 
     return wrapped
+
+
+def explained(error: BaseException) -> str:
+    """An exception in one line: its kind, what it says, what helps, and the line of the user's file it came from."""
+    text = " ".join(str(error).split())
+    hint = next((hint for words, hint in _HINTS.items() if words in text), "")
+    text = f"{text.split('. ')[0].rstrip('.')}; {hint}" if hint else text
+    place = _place_in_file(error)
+    return f"{type(error).__name__}: {text}{f' (line {place[1]})' if place else ''}"
+
+
+def mistake_in_file(error: BaseException) -> str | None:
+    """File, line and message of an exception that a user's file raised; None where the program did, or memory ended."""
+    place = _place_in_file(error)
+    if place is None or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return None
+    return f"{place[0]}, line {place[1]}: {explained(error).removesuffix(f' (line {place[1]})')}; correct the file"
+
+
+def _place_in_file(error: BaseException) -> tuple[str, int] | None:
+    """File and line in a user's file, where nothing of the program was called from there and failed."""
+    place = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        module = frame.f_globals.get("__name__") or ""
+        if module.startswith(OWN) and not frame.f_code.co_filename.startswith("<"):  # not what dataclasses generate
+            place = frame.f_code.co_filename, line
+        elif module.partition(".")[0] == "cpikan_hr" and frame.f_code.co_name != "__getattr__":  # u.NAME is the user's
+            place = None
+    return place
 
 
 def _tell(message: str, code: int) -> int:

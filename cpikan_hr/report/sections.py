@@ -21,6 +21,7 @@ FIGURES = {
     "ssim": ("SSIM", "", "structural similarity, 7 x 7 windows"),
     "rel_l2": ("Relative L2 error", "", ""),
     "linf": ("Largest error", None, "against the reference"),
+    "compared": ("Compared", "", "share of the values that the reference has"),
     "residual": ("Residual", "", "root mean square of the equation's residual at fresh points"),
     "seam": ("Largest seam", None, "jump across a tile's border beyond the jumps beside it"),
     "pv": ("PV", None, "highest minus lowest"),
