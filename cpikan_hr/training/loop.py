@@ -313,7 +313,8 @@ def run_steps(
                 with updater.micro_batch():
                     jet = updater.model(data["points"], problem.order, active_levels(recipe, step))
                     losses, errors = problem.loss(jet, data)
-                    seen.append((jet._replace(rows=jet.rows.detach()), data))
+                    if problem.box is not None:
+                        seen.append((jet._replace(rows=jet.rows.detach()), data))
                     # The mean over ranks and micro-batches of this is the mean over the whole batch.
                     updater.backward(losses.sum() * (shares / points))
                 told = (losses.detach().double().sum(), errors.detach().double().sum(), sums.new_tensor(len(losses)))
@@ -346,12 +347,13 @@ def run_steps(
 def stepped(
     updater: Updater, problem: Problem, seen: list[tuple[Jet, dict[str, torch.Tensor]]], processes: Processes
 ) -> float:
-    """Collective. `Updater.step`; NonFinite says why where the problem can tell it from what this update has `seen`."""
+    """Collective. `Updater.step`; NonFinite says why where the problem can tell it from what this update has `seen`.
+
+    seen: jets without a graph and data of the micro-batches, of equations.
+    """
     try:
         return updater.step()
     except NonFinite as fault:
-        if problem.box is None:
-            raise
         causes = processes.gather(next(filter(None, (problem.fault(jet, data) for jet, data in seen)), None))
         raise fault.because(next(filter(None, causes), None)) from None
 
