@@ -354,6 +354,8 @@ def stepped(
     try:
         return updater.step()
     except NonFinite as fault:
+        if not seen:
+            raise
         causes = processes.gather(next(filter(None, (problem.fault(jet, data) for jet, data in seen)), None))
         raise fault.because(next(filter(None, causes), None)) from None
 
