@@ -12,7 +12,6 @@ one JSON line.
 import argparse
 import contextlib
 import io
-import json
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from cpikan_hr import strict_json
 from cpikan_hr.recipe import load_recipe
 from cpikan_hr.render import render
 from cpikan_hr.training.export import export
@@ -115,7 +115,7 @@ def main() -> None:
     at = {str(db): compare(curves, db) for db in (32, 34, 36, 38, 40, 42, 44)}
     what = args.picture.name if args.picture else "astronaut"
     about = {"benchmark": "codec", "picture": what, "pixels": list(truth.shape[:2]), "step_over_rmse": args.factor}
-    print(json.dumps(about | {"at": at, "points": curves}))
+    print(strict_json.dumps(about | {"at": at, "points": curves}))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ the seeds, and a table at the end; exits with 1 where a limit of `height_cases.p
 
 import argparse
 import fnmatch
-import json
 import math
 import shutil
 import sys
@@ -34,6 +33,7 @@ from height_cases import WAFER, Case, of_measured_maps
 from processes import run
 from scipy.ndimage import maximum_filter
 
+from cpikan_hr import strict_json
 from cpikan_hr.cli import size
 from cpikan_hr.data.difference import difference
 from cpikan_hr.data.source import open_source
@@ -112,7 +112,7 @@ def train(case: Case, stack: Path, folder: Path) -> tuple[np.ndarray, dict[str, 
     words = ["-m", "cpikan_hr.train", "--config", case.base]
     words += ["--problem.stack", str(stack), "--output", str(target)]
     for key, value in case.overrides.items():
-        words += [f"--{key}", json.dumps(value)]
+        words += [f"--{key}", strict_json.dumps(value)]
     began = time.perf_counter()
     _, cpu, rss = run(words)
     took = {"cpu_s": cpu, "wall_s": time.perf_counter() - began, "peak_rss_mb": rss}
@@ -181,7 +181,7 @@ def sizes(shape: tuple[int, int], folder: Path) -> None:
     for most in (0.1, 0.13, 0.16, 0.2, 0.3, 0.5, 1.0):
         height, took = train(Case("sizes", 2, recipe={"target.params_per_px": most}), stack, folder)
         field = {"rmse": round(rmse(height, truth), 3), **{k: round(v, 3) for k, v in took.items()}}
-        print(json.dumps({"benchmark": "heights", "case": "sizes", "most": most, **field}), flush=True)
+        print(strict_json.dumps({"benchmark": "heights", "case": "sizes", "most": most, **field}), flush=True)
 
 
 def scaling(megapixels: list[float], folder: Path) -> None:
@@ -194,7 +194,7 @@ def scaling(megapixels: list[float], folder: Path) -> None:
         _, took = train(case, path, folder)
         found = difference(open_source(folder / "map.npy"), open_source(path / "height_true.npy"))
         field = {"rmse": round(found.rms, 3), **{k: round(v, 3) for k, v in took.items()}}
-        print(json.dumps({"benchmark": "heights", "case": "scaling", "megapixels": mp, **field}), flush=True)
+        print(strict_json.dumps({"benchmark": "heights", "case": "scaling", "megapixels": mp, **field}), flush=True)
 
 
 def main() -> None:
@@ -219,7 +219,7 @@ def main() -> None:
         for case in of_measured_maps(args.maps, folder) if args.maps else WAFER:
             if fnmatch.fnmatch(case.name, args.cases):
                 rows.append(row_of(case, args.size, args.seeds, folder, args.needed))
-                print(json.dumps(rows[-1]), flush=True)
+                print(strict_json.dumps(rows[-1]), flush=True)
         print(table(rows))
         sys.exit(not all(e["met"] for row in rows for e in row["limits"]))
     finally:

@@ -27,6 +27,8 @@ import yaml
 from device import add_device
 from processes import ENVIRONMENT, ROOT, run
 
+from cpikan_hr import strict_json
+
 SPARSE = {"kind": "chebyshev2d", "degree": None, "sparse": True}
 GLOBAL = {"kind": "cpikan", "hidden": [8, 8], "degree": 5}
 CPIKAN = {"kind": "cpikan", "hidden": [6], "degree": [4, 2], "first_input_map": "sine", "shared_constant": True}
@@ -101,7 +103,7 @@ def fit(name: str, picture: Path, options: dict, folder: Path) -> dict:
     words = ["-m", "cpikan_hr.train", "--config", options.pop("recipe")]
     words += ["--problem.path", str(picture), "--output", str(target)]
     for key, value in options.items():
-        words += [f"--{key}", json.dumps(value)]
+        words += [f"--{key}", strict_json.dumps(value)]
     began = time.perf_counter()
     _, cpu, rss = run(words)
     wall = time.perf_counter() - began
@@ -188,8 +190,8 @@ def relief(folder: Path) -> None:
     for name, path, size in (("relief_4mp", part, (1667, 2400)), ("relief_58mp", picture, (5400, 10800))):
         found[name] = fit(name, path, {"target.psnr": 45}, folder)
         found[name]["render"] = throughput(folder / name, size)
-        print(json.dumps({"benchmark": "images", **found[name]}), flush=True)
-    print(json.dumps({
+        print(strict_json.dumps({"benchmark": "images", **found[name]}), flush=True)
+    print(strict_json.dumps({
         "benchmark": "images", "row": "relief_rss",
         "58mp_over_4mp": round(found["relief_58mp"]["peak_rss_mb"] / found["relief_4mp"]["peak_rss_mb"], 3),
     }), flush=True)  # fmt: skip
@@ -218,9 +220,9 @@ def main() -> None:
         row["over_zonal_db"] = round(row["psnr"] - zonal_dct(pixels, row["params"]), 2)
         if re.match(r"linear|cpikan", name):
             row["gradient_error"] = gradient_error(folder / name, pixels)
-        print(json.dumps({"benchmark": "images", **row}), flush=True)
+        print(strict_json.dumps({"benchmark": "images", **row}), flush=True)
     if fnmatch.fnmatch("gauss_newton", args.rows):
-        print(json.dumps(gauss_newton_against_adam(picture, folder, args.seconds)), flush=True)
+        print(strict_json.dumps(gauss_newton_against_adam(picture, folder, args.seconds)), flush=True)
     if fnmatch.fnmatch("relief", args.rows):
         relief(folder)
     if args.folder is None:

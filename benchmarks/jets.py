@@ -28,6 +28,8 @@ from pathlib import Path
 
 from device import add_device
 
+from cpikan_hr import strict_json
+
 WAYS = ("jets_eager", "jets_compiled", "nested", "acos")
 WIDTHS, DEGREE = (2, 16, 16, 1), 5
 WARM_UP_POINTS = 2048
@@ -156,7 +158,7 @@ def main() -> None:
     add_device(parser)
     args = parser.parse_args()
     if args.way:
-        print(json.dumps(measure(args.way, args.points, args.steps, args.device)))
+        print(strict_json.dumps(measure(args.way, args.points, args.steps, args.device)))
         return
 
     runs: dict[str, list[dict]] = {way: [] for way in WAYS}
@@ -185,7 +187,7 @@ def main() -> None:
             }
     norms = [median(way, "gradient_norm") for way in WAYS]
     result["gradient_norm_spread"] = (max(norms) - min(norms)) / max(norms)
-    print(json.dumps(result))
+    print(strict_json.dumps(result))
 
 
 if __name__ == "__main__":

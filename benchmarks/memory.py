@@ -14,12 +14,13 @@ Prints one JSON line; `growth` is the peak at the largest size over that at 4 MP
 """
 
 import argparse
-import json
 import shutil
 import tempfile
 from pathlib import Path
 
 from processes import run
+
+from cpikan_hr import strict_json
 
 ASPECT = 9344 / 7000
 FIXED = {"grid": [32, 32], "overlap": 0.25, "network": {"kind": "cpikan", "hidden": [8], "degree": 4}}
@@ -31,7 +32,8 @@ def measure(megapixels: float, steps: int, folder: Path) -> dict[str, float]:
     width = round(height * ASPECT)
     stack, out, tiff = folder / "stack", folder / "run", folder / "map.tif"
     recipe = ("--config", "recipes/wafer.yaml", "--problem.stack", str(stack), "--output", str(out))
-    fixed = ("--field.levels", json.dumps([FIXED]), "--start.enabled", "false", "--output", str(folder / "fixed"))
+    levels = strict_json.dumps([FIXED])
+    fixed = ("--field.levels", levels, "--start.enabled", "false", "--output", str(folder / "fixed"))
     stages = {
         "synth": ("cpikan_hr", "synth", str(stack), "--size", f"{width}x{height}"),
         "decode": ("cpikan_hr", "decode", str(stack), "--out", str(tiff)),
@@ -67,7 +69,7 @@ def main() -> None:
     base, last = result.get("4", sizes[0]), sizes[-1]
     stages = [name for name in base if not name.endswith("_mb")]
     growth = {name: round(last[name] / base[name], 2) for name in stages}
-    print(json.dumps({"benchmark": "memory", "unit": "MB of peak RSS", "megapixels": result, "growth": growth}))
+    print(strict_json.dumps({"benchmark": "memory", "unit": "MB of peak RSS", "megapixels": result, "growth": growth}))
 
 
 if __name__ == "__main__":

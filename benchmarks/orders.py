@@ -10,10 +10,11 @@ told the noise, or that of rounding to whole grey levels where there is none.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
+
+from cpikan_hr import strict_json
 
 FAR, ROUNDING = 1000.0, 0.01  # nm
 
@@ -30,7 +31,7 @@ def main() -> None:
         for seed in args.seeds:
             with tempfile.TemporaryDirectory() as folder:
                 counts = measure(Path(folder), size(args.size), noise, seed)
-            print(json.dumps({"benchmark": "orders", "noise": noise, "seed": seed, **counts}), flush=True)
+            print(strict_json.dumps({"benchmark": "orders", "noise": noise, "seed": seed, **counts}), flush=True)
 
 
 def measure(folder: Path, size: tuple[int, int], noise: float, seed: int) -> dict:

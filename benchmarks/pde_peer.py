@@ -29,6 +29,8 @@ from pathlib import Path
 import numpy as np
 from processes import run
 
+from cpikan_hr import strict_json
+
 GRID = (201, 101)
 MEASUREMENTS = 40
 LBFGS_ITERATIONS, LBFGS_CALLBACK = 15000, 200  # the first is DeepXDE's default
@@ -274,7 +276,7 @@ def main() -> None:
         parser.error("deepxde is not installed (make install)")
     with contextlib.redirect_stdout(sys.stderr):  # DeepXDE talks
         line = train(args.problem, args.seed, args.seconds, expected, args.iterations)
-    print(json.dumps(line))
+    print(strict_json.dumps(line))
 
 
 if __name__ == "__main__":

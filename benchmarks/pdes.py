@@ -19,6 +19,8 @@ from pathlib import Path
 import yaml
 from processes import run
 
+from cpikan_hr import strict_json
+
 RECIPES = Path(__file__).parents[1] / "recipes"
 HEAT = Path(__file__).with_name("heat_with_source.py")  # DeepXDE's diffusion example
 
@@ -195,7 +197,8 @@ def measured(name: str, seed: int) -> dict:
         table = json.loads(run(["-m", "cpikan_hr", "evaluate", str(output)])[0])
         lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     error = table["rel_l2"] if it.measure == "rel_l2" else table["coefficients"][it.measure]["relative_error"]
-    history = [[line["cpu_s"], line["rel_l2"]] for line in lines if "rel_l2" in line]
+    error = math.inf if error is None else error  # of a field that is not finite
+    history = [[line["cpu_s"], line["rel_l2"]] for line in lines if line.get("rel_l2") is not None]
     return {
         "error": error, "rel_l2": table["rel_l2"], "cpu_s": round(seconds, 1), "peak_rss_mb": round(memory),
         "params": table["params"], "history": history,
@@ -240,7 +243,7 @@ def main() -> None:
         }  # fmt: skip
         if arguments.peer and it.peer:
             line |= compared(name, runs)
-        print(json.dumps(line), flush=True)
+        print(strict_json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ second of wall time and per second of CPU time (all threads), and `over_limit`, 
 """
 
 import argparse
-import json
 import time
 
 from device import add_device
+
+from cpikan_hr import strict_json
 
 WIDTH = 9344
 SPARSE = {"tile": 16, "overlap": 0.125, "network": {"kind": "chebyshev2d", "degree": None, "sparse": True}}
@@ -98,7 +99,7 @@ def main() -> None:
         pixels = args.rows * WIDTH / 1e6
         speed = {"mpx_per_s": round(pixels / wall, 2), "mpx_per_cpu_s": round(pixels / cpu, 2)}
         result[name] = {**speed, "over_limit": round(pixels / wall / limit, 2)}
-    print(json.dumps(result))
+    print(strict_json.dumps(result))
 
 
 if __name__ == "__main__":

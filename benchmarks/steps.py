@@ -10,7 +10,6 @@ which `rms` leaves out. One JSON line each.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from cpikan_hr import strict_json
 from cpikan_hr.data.scene import HEIGHT_RANGE_UM, Wafer
 from cpikan_hr.data.stack import Stack, open_stack
 from cpikan_hr.problems.calibration import calibrate
@@ -97,9 +97,9 @@ def main() -> None:
     data = parser.parse_args().data / "cfpe_multifreq_psp"
     for steps in (4, 3):
         for noise in (0.0, 2.0, 5.0):
-            print(json.dumps(wafer(steps, noise, seed=6)), flush=True)
+            print(strict_json.dumps(wafer(steps, noise, seed=6)), flush=True)
     for case in sorted({path.name[:2] for path in data.glob("[0-9]*h.png")}):
-        print(json.dumps(fringes(data, case)), flush=True)
+        print(strict_json.dumps(fringes(data, case)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """The console command `cpikan-hr`: thin; each sub-command is one function of the package."""
 
 import argparse
-import json
 import math
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
+from cpikan_hr import strict_json
 from cpikan_hr.errors import UserError, exit_on_user_error
 from cpikan_hr.runtime import prepare_process
 
@@ -219,10 +219,10 @@ def run_evaluate(arguments) -> None:
         from cpikan_hr.evaluate_pde import evaluate_equation
 
         reference = open_source(arguments.reference) if arguments.reference else None
-        print(json.dumps(evaluate_equation(trained, reference, size)))
+        print(strict_json.dumps(evaluate_equation(trained, reference, size)))
         return
     reference = reference_of(trained.recipe, arguments.reference)
-    print(json.dumps(evaluate(trained, reference, size, arguments.remove)))
+    print(strict_json.dumps(evaluate(trained, reference, size, arguments.remove)))
 
 
 def run_report(arguments) -> None:

@@ -4,6 +4,7 @@ Everything lies in one folder, `out/demo-WIDTHxHEIGHT`; a second run begins anew
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -74,8 +75,9 @@ def main(words: list[str] | None = None) -> None:
     picture = out / "height.png"
     save_preview(picture, [*maps, maps[0] - maps[1]], ["field", "truth", "difference"], unit="nm")
     classical = difference(open_source(Path(decoded)), open_source(truth))
+    rmse = math.nan if figures["rmse"] is None else figures["rmse"]
     print(f"stack      {height} x {width} px, {time.perf_counter() - began:.0f} s in all")
-    print(f"RMSE       field {figures['rmse']:.2f} nm, classical decode {classical.rms:.2f} nm")
+    print(f"RMSE       field {rmse:.2f} nm, classical decode {classical.rms:.2f} nm")
     print(f"field      {figures['params_per_px']:.3f} parameters per px, peak RSS {figures['peak_rss_mb']:.0f} MB")
     print(f"map        {out / 'height.tif'}")
     print(f"picture    {picture}")

@@ -197,4 +197,4 @@ def seam(field: Field, shape: tuple[int, int], step: float = 0.01, lines: int = 
         return float((across - beside).max())
 
     with closing(in_threads(worst, product(field.levels, (0, 1)), device)) as found:
-        return max(0.0, *found)
+        return float(np.max([0.0, *found]))  # keeps a NaN, which max may not

@@ -42,19 +42,24 @@ def evaluate_equation(trained: Trained, reference: Source | None, file_bytes: in
 
 
 def errors(problem: PDE, field: Field, shape: tuple[int, int], reference: Source | None) -> dict[str, float]:
-    """rel_l2, linf, rmse over all channels; {} without an answer."""
+    """rel_l2, linf, rmse over all channels, where the answer is finite; {} without an answer.
+
+    compared: the share of values that were, absent where all are. UserError where none is.
+    """
     compared = against_map(problem, field, shape, reference) if reference else against_answer(problem, field)
-    squared = truth_squared = worst = count = 0
+    squared = truth_squared = worst = count = total = 0
     for value, truth in compared:
-        known = np.isfinite(truth)
+        known, total = np.isfinite(truth), total + truth.size
         truth, error = truth[known], (value - truth)[known]
         squared, truth_squared = squared + np.square(error).sum(), truth_squared + np.square(truth).sum()
-        worst, count = max(worst, np.abs(error).max(initial=0)), count + error.size
+        worst, count = np.maximum(worst, np.abs(error).max(initial=0)), count + error.size  # keeps a NaN
     if not count:
         if reference:
             raise UserError(f"reference {reference.name}: no finite value to compare with; give another")
+        if total:
+            raise UserError(f"{problem.options.equation}: its solution is nowhere finite; correct the equation")
         return {}
-    return {
+    return ({} if count == total else {"compared": count / total}) | {
         "rel_l2": math.sqrt(squared / max(truth_squared, 1e-300)),
         "linf": float(worst),
         "rmse": math.sqrt(squared / count),

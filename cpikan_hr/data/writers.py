@@ -8,7 +8,6 @@ Invariants
 """
 
 import io
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import numpy as np
 import png
 import tifffile
 
+from cpikan_hr import strict_json
 from cpikan_hr.data import bmp
 from cpikan_hr.errors import UserError
 from cpikan_hr.files import writing
@@ -203,7 +203,7 @@ class MapWriter:
                 tile=(TIFF_TILE, TIFF_TILE),
                 photometric="rgb" if self.shape[2] == 3 and self.dtype.kind == "u" else "minisblack",
                 planarconfig="contig" if self.shape[2] > 1 else None,
-                **(self._ome(about) if ome else {"description": json.dumps(about), "metadata": None}),
+                **(self._ome(about) if ome else {"description": strict_json.dumps(about), "metadata": None}),
             )
 
     def _ome(self, about: dict) -> dict:

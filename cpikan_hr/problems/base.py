@@ -80,6 +80,10 @@ class Problem(ABC):
         """The same for the user, told once; None where there is nothing to say."""
         return None
 
+    def fault(self, jet: Jet, batch: dict[str, Tensor]) -> str | None:
+        """Where and why the loss of a jet is not finite, in words; None where the problem cannot say."""
+        return None
+
     def reference(self):
         """The true answer as a `Source`, None where it is not known."""
         return None

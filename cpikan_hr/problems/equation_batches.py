@@ -8,6 +8,7 @@ from torch import Tensor
 from cpikan_hr.errors import UserError
 from cpikan_hr.jets import Jet
 from cpikan_hr.problems.batches import Batches
+from cpikan_hr.problems.non_finite import first_fault
 from cpikan_hr.recipe import Recipe
 
 CHUNK = 16384  # points of a pool evaluated at once
@@ -49,8 +50,14 @@ class EquationBatches(Batches):
 
     def _size(self, points: Tensor, evaluate: Callable[[Tensor, str], Jet]) -> Tensor:
         """|r| [n] at interior points."""
-        jet = self.problem.solved_at(evaluate(points, self.problem.order), points)
-        return self.problem.residual(jet, points).detach().cpu().norm(dim=1)
+        problem, jet = self.problem, evaluate(points, self.problem.order)
+        size = problem.residual(problem.solved_at(jet, points), points).detach().cpu().norm(dim=1)
+        if not size.isfinite().all():
+            lift, factor = problem.ansatz.rows(points, jet.order) if problem.ansatz else (None, None)
+            values = points.new_zeros(len(points), problem.channels)
+            found = first_fault(problem, self.points_of.groups[0], jet, points, values, lift, factor)
+            raise UserError(f"problem.refine: no points can be drawn by the residual: {found}")
+        return size
 
     def _place_times(self, draw: int = 0) -> None:
         self._draw = draw

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cpikan_hr.errors import UserError
+from cpikan_hr.errors import UserError, explained
 from cpikan_hr.fields import Box, Field
 from cpikan_hr.jets import Jet, row_count
 from cpikan_hr.problems.base import Problem
@@ -21,6 +21,7 @@ from cpikan_hr.problems.equations.base import Condition, Equation, Periodic, Sol
 from cpikan_hr.problems.equations.checks import checked_conditions
 from cpikan_hr.problems.equations.constraints import Ansatz, constrained, hard_conditions
 from cpikan_hr.problems.measurements import check_inside, read_table
+from cpikan_hr.problems.non_finite import first_fault
 from cpikan_hr.problems.weighting import Weighting
 from cpikan_hr.recipe import PDEProblem, Recipe
 
@@ -92,12 +93,10 @@ class PDE(Problem):
         point = {axis: torch.full((1, 1), sum(ends) / 2, dtype=torch.float64) for axis, ends in self._ends.items()}
         try:
             found = self.equation.residual(probe, **point)
-        except AttributeError as error:
-            raise UserError(f"{name}: residual asks for {error}") from None
-        except TypeError as error:
-            raise UserError(f"{name}: residual(self, u, {', '.join(self.axes)}): {error}") from None
         except Exception as error:  # an equation is a user's file
-            raise UserError(f"{name}: residual raised {type(error).__name__}: {error}; correct the equation") from None
+            wrong = isinstance(error, AttributeError) and str(error).startswith("u.")
+            said = f"asks for {explained(error).partition(': ')[2]}" if wrong else f"raised {explained(error)}"
+            raise UserError(f"{name}: residual {said}; correct the equation") from None
         if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != 1:
             told = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
             raise UserError(f"{name}: residual gives {told} at one point; give a tensor [n, K] of K equations")
@@ -141,7 +140,7 @@ class PDE(Problem):
             return None
         low, high = (torch.tensor(end, dtype=torch.float64) for end in zip(*self._ends.values(), strict=True))
         if options.path:
-            table = read_table(Path(options.path), len(self.axes) + self.channels)
+            table = read_table(Path(options.path), self.axes, self.channels)
             points = table[:, : len(self.axes)]
             check_inside(points, low, high, f"problem.measurements.path: {options.path}")
             return points, table[:, len(self.axes) :]
@@ -224,6 +223,18 @@ class PDE(Problem):
             errors.append(error)
         return torch.cat(losses), torch.cat(errors)
 
+    def fault(self, jet: Jet, batch: dict[str, Tensor]) -> str | None:
+        start = 0
+        for group, count in zip(self.groups, batch["counts"].tolist(), strict=True):
+            part = slice(start, start + count * group.per)
+            start = part.stop
+            here = jet._replace(rows=jet.rows[:, part])
+            given = (None if batch.get(k) is None else batch[k][part] for k in ("points", "values", "lift", "factor"))
+            found = first_fault(self, group, here, *given) if count else None
+            if found:
+                return found
+        return None
+
     def slices(self, points: Tensor) -> Tensor:
         """Which slice of time, of the causal weights, interior points [N, D] are in."""
         axis = self.axes.index("t")
@@ -250,7 +261,8 @@ class PDE(Problem):
         points, truth = self._watched
         if truth is not None:
             truth = truth.to(field.device)
-            told["rel_l2"] = float((self.values(field, points) - truth).norm() / truth.norm())
+            known = truth.isfinite()
+            told["rel_l2"] = float((self.values(field, points) - truth)[known].norm() / truth[known].norm())
         for group, (placed, _, _) in zip(self.groups, self.collocation.placed(), strict=True):
             root = self._root(group.name)
             if group.kind in ("residual", "interface") or not root:

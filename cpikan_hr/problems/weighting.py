@@ -4,9 +4,12 @@ What depends on residuals is one update old, so that it is the same however many
 points.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
+from cpikan_hr.errors import UserError
 from cpikan_hr.recipe import PDEProblem
 
 
@@ -77,8 +80,17 @@ class Weighting:
         self._seen = torch.zeros_like(self._seen)
 
     def rebalance(self, sizes: dict[str, float]) -> None:
-        """Moves the factors towards those that make all terms' sizes alike; that of the residual stays 1."""
+        """Moves the factors towards those that make all terms' sizes alike; that of the residual stays 1.
+
+        UserError for a size that is not finite.
+        """
         memory, most = self.options.balance.memory, sizes["residual"]
+        for name, size in sizes.items():
+            if not math.isfinite(size):
+                raise UserError(
+                    f"problem.balance: the size of the term {name!r} is {size}, not finite: look at what the equation "
+                    "gives there, or lower the learning rate"
+                )
         for name, size in sizes.items():
             if name != "residual" and size > 0:
                 self.balance[name] = memory * self.balance[name] + (1 - memory) * most / size

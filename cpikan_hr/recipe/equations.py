@@ -23,7 +23,9 @@ class MeasurementOptions(Section):
     """Values of u at scattered points, as inverse problems need."""
 
     path: str | None = Field(
-        None, description="csv or npy file with a column per axis and one per function (null: made of the known answer)"
+        None,
+        description="csv, npy or npz file with a column per axis and one per function, found by their names where it "
+        "has names, else in this order (null: made of the known answer)",
     )
     points: int = Field(400, ge=1, description="how many are made")
     noise: float = Field(0.0, ge=0, description="standard deviation of their error over that of the answer")

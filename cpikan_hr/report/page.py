@@ -2,13 +2,12 @@
 
 import base64
 import importlib.resources
-import json
-import math
 from html import escape
 
 import numpy as np
 from matplotlib import colormaps
 
+from cpikan_hr import strict_json
 from cpikan_hr.owned import MARK
 
 ASSETS = importlib.resources.files("cpikan_hr.report") / "assets"
@@ -65,12 +64,4 @@ def encoded(array: np.ndarray) -> str:
 
 def embedded(data) -> str:
     """JSON that may stand in a page: no tag can end it, and what is not finite is null."""
-    return json.dumps(finite(data), allow_nan=False).replace("<", "\\u003c")
-
-
-def finite(data):
-    if isinstance(data, dict):
-        return {key: finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
+    return strict_json.dumps(data).replace("<", "\\u003c")

@@ -21,6 +21,7 @@ FIGURES = {
     "ssim": ("SSIM", "", "structural similarity, 7 x 7 windows"),
     "rel_l2": ("Relative L2 error", "", ""),
     "linf": ("Largest error", None, "against the reference"),
+    "compared": ("Compared", "", "share of the values that the reference has"),
     "residual": ("Residual", "", "root mean square of the equation's residual at fresh points"),
     "seam": ("Largest seam", None, "jump across a tile's border beyond the jumps beside it"),
     "pv": ("PV", None, "highest minus lowest"),
@@ -35,11 +36,14 @@ FIGURES = {
     "peak_rss_mb": ("Peak memory", "MB", "of the training, or of this report where that was more"),
     "gpu_peak_mb": ("Peak memory of the GPU", "MB", ""),
 }
+DASH = "\u2013"
 REMOVED = {"none": "the mean", "plane": "the plane", "bow": "the second-order surface"}
 
 
-def number(value: float) -> str:
-    """Five digits, whole numbers with their thousands set apart."""
+def number(value: float | None) -> str:
+    """Five digits, whole numbers with their thousands set apart; a dash for what is not finite."""
+    if value is None or not math.isfinite(value):
+        return DASH
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}".replace(",", "\u202f")
     return f"{value:.5g}"
@@ -146,13 +150,13 @@ def training(lines: list[dict], unit: str) -> str:
     levels = [line for line in lines if "level" in line]
     body = ""
     if levels:
-        most = max((row["rmse"] for row in levels), default=0) or 1
+        most = max((row["rmse"] or 0 for row in levels), default=0) or 1
         cells = [
             f"<tr><td class=number>{row['level']}</td><td>{escape(str(row['network']))}</td>"
             f"<td class=number>{number(row['tiles'])}</td><td class=number>{number(row['params'])}</td>"
-            f"<td class=number>{row['rmse']:.5g}</td>"
+            f"<td class=number>{number(row['rmse'])}</td>"
             f'<td><svg class="share" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">'
-            f'<rect width="{100 * row["rmse"] / most:.1f}" height="10"/></svg></td></tr>'
+            f'<rect width="{100 * (row["rmse"] or 0) / most:.1f}" height="10"/></svg></td></tr>'
             for row in levels
         ]
         left = "RMS left of the data" + (f" ({escape(unit)})" if unit != "1" else "")
@@ -184,7 +188,8 @@ def curve_names(lines: list[dict]) -> list[str]:
 def phase_steps(nominal, found, wavelengths_um: list[float]) -> str:
     """Nominal phase steps in rad, rows per wavelength, and those the run has found; None where there are none."""
     nominal, found = (
-        rows and [[float(s) for s in row if math.isfinite(s)] for row in rows] for rows in (nominal, found)
+        rows and [[float(s) for s in row if s is not None and math.isfinite(s)] for row in rows]
+        for rows in (nominal, found)
     )
     if nominal and found and all(np.allclose(a, b, atol=1e-5) for a, b in zip(nominal, found, strict=True) if a):
         found = None  # taken over as they are

@@ -11,6 +11,7 @@ Invariants, checked before anything is trained:
 """
 
 import atexit
+import copy
 import json
 import os
 import time
@@ -200,7 +201,7 @@ def _complete(
     config: dict[str, Any], precision: str, accumulate: int, clip: float | None, offload_folder: Path | None
 ) -> dict[str, Any]:
     """The file's configuration with the recipe's values written in. `config` is left as it is."""
-    config = json.loads(json.dumps(config))
+    config = copy.deepcopy(config)
     config["gradient_accumulation_steps"] = accumulate
     config["gradient_clipping"] = float(clip or 0.0)
     # Only bookkeeping in DeepSpeed (samples drawn are the sampler's affair), but it must fit the number of ranks.

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cpikan_hr import strict_json
 from cpikan_hr.fields import Field
 from cpikan_hr.networks import Chebyshev2D
 from cpikan_hr.networks.chebyshev2d import index_dtype
@@ -99,9 +100,10 @@ def pack(
         records.append({"kind": "terms", "name": prefix} | pack_terms(streams, prefix, state, shape, bits, step))
     sizes = [len(part) for part in streams.parts]
     head = {"description": description or {}, "tensors": records, "streams": sizes}
-    tensors = {"head": as_tensor(compressed(json.dumps(head).encode())), "streams": as_tensor(b"".join(streams.parts))}
+    packed_head = compressed(strict_json.dumps(head).encode())
+    tensors = {"head": as_tensor(packed_head), "streams": as_tensor(b"".join(streams.parts))}
     steps = {record["name"]: record["step"] for record in records if "step" in record}
-    metadata = {"format": FORMAT, "version": str(VERSION), "bits": str(bits), "steps": json.dumps(steps)}
+    metadata = {"format": FORMAT, "version": str(VERSION), "bits": str(bits), "steps": strict_json.dumps(steps)}
     return tensors, metadata | {"crc32": checksum(tensors)}
 
 

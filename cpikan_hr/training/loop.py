@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from cpikan_hr import strict_json
 from cpikan_hr.errors import Interrupted, UserError
 from cpikan_hr.fields import Field, Region
 from cpikan_hr.jets import Jet, compile_kernels
@@ -32,11 +33,11 @@ from cpikan_hr.training.in_files import goes_into_files
 from cpikan_hr.training.requirements import check_backend, whole_weights
 from cpikan_hr.training.run_folder import begin_run, held_run
 from cpikan_hr.training.settling import settle
-from cpikan_hr.training.solve import solve
+from cpikan_hr.training.solve import check_start, solve
 from cpikan_hr.training.stopping import Stop, Stopped
 from cpikan_hr.training.tensors import save_tensors
 from cpikan_hr.training.trackers import Tracker
-from cpikan_hr.training.update import Updater
+from cpikan_hr.training.update import NonFinite, Updater
 from cpikan_hr.training.weights import joined_state, save_field
 
 
@@ -91,6 +92,8 @@ def fit(
         else:
             field, levels = field_of(checkpoints.layout_of(run, checkpoint), problem, recipe), levels_of(run)
             field.to(accelerator.device)
+    if problem.box is not None and checkpoint is None:
+        check_start(field, problem, recipe, processes, whole_weights(accelerator))
     start = None if checkpoint else field.layout()
     parameters = field.count_parameters()
     updater = None  # a start that is the answer is written as it lies in its files: nothing is prepared and copied
@@ -283,7 +286,7 @@ def run_steps(
             if batches.prepare(updater.steps, evaluate):
                 coming = reader.submit(read, number, region)
             step, points = updater.steps, batches.points(updater.steps)
-            sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
+            sums, seen = torch.zeros(3, dtype=torch.float64, device=accelerator.device), []
             for _ in range(options.accumulate):
                 data = {name: value.to(accelerator.device) for name, value in coming.result().items()}
                 number += 1
@@ -291,11 +294,13 @@ def run_steps(
                 with updater.micro_batch():
                     jet = updater.model(data["points"], problem.order, active_levels(recipe, step))
                     losses, errors = problem.loss(jet, data)
+                    if problem.box is not None:
+                        seen.append((jet._replace(rows=jet.rows.detach()), data))
                     # The mean over ranks and micro-batches of this is the mean over the whole batch.
                     updater.backward(losses.sum() * (shares / points))
                 told = (losses.detach().double().sum(), errors.detach().double().sum(), sums.new_tensor(len(losses)))
                 sums += torch.stack(told)
-            norm = updater.step()
+            norm = stepped(updater, problem, seen, processes)
             batches.finish(total)
             tracker.update(points)
             if options.sweep_every and updater.steps % options.sweep_every == 0:
@@ -318,6 +323,22 @@ def run_steps(
                 saved_at = time.perf_counter()
     if stop.interrupted and 0 < updater.steps < options.steps:
         checkpoints.save(updater, run, options.keep, batches.state())  # so that it can be resumed
+
+
+def stepped(
+    updater: Updater, problem: Problem, seen: list[tuple[Jet, dict[str, torch.Tensor]]], processes: Processes
+) -> float:
+    """Collective. `Updater.step`; NonFinite says why where the problem can tell it from what this update has `seen`.
+
+    seen: jets without a graph and data of the micro-batches, of equations.
+    """
+    try:
+        return updater.step()
+    except NonFinite as fault:
+        if not seen:
+            raise
+        causes = processes.gather(next(filter(None, (problem.fault(jet, data) for jet, data in seen)), None))
+        raise fault.because(next(filter(None, causes), None)) from None
 
 
 def due(updater: Updater, options, saved_at: float) -> bool:

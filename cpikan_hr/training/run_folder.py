@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from cpikan_hr import strict_json
 from cpikan_hr.errors import UserError
 from cpikan_hr.files import created_folder, write_text, writing
 from cpikan_hr.owned import sole_writer
@@ -78,4 +79,4 @@ def begin_run(run: Path, recipe: Recipe, about: dict, start: dict[str, torch.Ten
         (run / "metrics.jsonl").unlink(missing_ok=True)
     (run / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n")  # for who finds it locked
     write_text(run / "recipe.yaml", dump_recipe(recipe))
-    write_text(run / "about.json", json.dumps(about))  # what `export` needs where the run does not end
+    write_text(run / "about.json", strict_json.dumps(about))  # what `export` needs where the run does not end

@@ -10,8 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Field
+from cpikan_hr.jets import Jet
 from cpikan_hr.problems.batches import Batches
+from cpikan_hr.problems.non_finite import first_fault
 from cpikan_hr.problems.pde import PDE
 from cpikan_hr.processes import Processes
 from cpikan_hr.recipe import Recipe, SolveOptions
@@ -27,6 +30,7 @@ from cpikan_hr.training.stopping import Stop
 from cpikan_hr.training.tensors import load_tensors
 from cpikan_hr.training.trackers import Tracker
 
+MOST, PIECE = 20000, 4096  # residuals of a term that are tried before the first step, and at once
 PATIENCE = 10  # iterations over which the loss has to fall, and how many losses are kept
 
 
@@ -60,7 +64,7 @@ def solve(
     updates and iterations made.
     """
     training, todo = recipe.training, stages(problem, recipe.solve)
-    done, first, spent, losses, state = 0, 0, 0, [], None
+    done, first, spent, losses, state, kept = 0, 0, 0, [], None, None
     if checkpoint is not None:
         done = checkpoints.step_of(checkpoint) - training.steps
         saved = load_tensors(checkpoint / checkpoints.SOLVE)
@@ -83,22 +87,67 @@ def solve(
                 told = {"loss": step.loss, "grad_norm": step.gradient_norm, "evaluations": step.evaluations}
                 tracker.log(number, told | residual_figure(field, problem, stage.draw) | problem.told(field))
                 preview.draw(field)
+            where = {"place": torch.tensor([place, spent]), "losses": torch.tensor(losses, dtype=torch.float64)}
+            kept = {"theta": step.theta, **where, **step.state}
             if training.checkpoint_steps and done % training.checkpoint_steps == 0:
-                where = {"place": torch.tensor([place, spent]), "losses": torch.tensor(losses, dtype=torch.float64)}
-                kept = {"theta": step.theta, **where, **step.state}
-                checkpoints.save_second_order(
-                    run, number, kept, batches.state(), field, processes, training.keep
-                )
+                checkpoints.save_second_order(run, number, kept, batches.state(), field, processes, training.keep)
             if stop.agreed(processes):
                 return number
             if stage.over(spent, losses):
                 break
+        if not stage.over(spent, losses):
+            try:
+                check_finite(field, problem, processes, f"at step {training.steps + done}", stage.draw, stage.window)
+            except UserError:
+                if kept:  # the iterate before it
+                    checkpoints.save_second_order(
+                        run, training.steps + done, kept, batches.state(), field, processes, training.keep
+                    )
+                raise
         if stage.window is None and not stage.over(spent, losses):
             tracker.say(f"no step lowers the loss after {training.steps + done} steps")
         if stage.window is None and spent < stage.count:
             break
         spent, state = 0, None  # the next one is other residuals
     return training.steps + done
+
+
+def check_start(field: Field, problem: PDE, recipe: Recipe, processes: Processes, whole: bool) -> None:
+    """Collective. Tries the equation's functions on points of a new field, before anything is written.
+
+    `whole`: whether the log will compare with the answer. UserError where a residual or its derivative is not finite;
+    what the equation's own functions raise.
+    """
+    if recipe.training.steps and recipe.field.mode != "joint":
+        return  # not all levels are there at the first update
+    todo = stages(problem, recipe.solve)
+    window = todo[0].window if todo and not recipe.training.steps else None
+    if window is not None:
+        window.begin([level for level in field.levels if level.network is not None])
+    check_finite(field, problem, processes, "before the first step", window=window, most=MOST)
+    with processes.together():
+        if whole:
+            problem.told(field)
+
+
+def check_finite(
+    field: Field,
+    problem: PDE,
+    processes: Processes,
+    when: str,
+    draw: int = 0,
+    window: Window | None = None,
+    most: int | None = None,
+) -> None:
+    """Collective. UserError where a residual of the field, or its derivative, is not finite: which, where and why."""
+    with processes.together():
+        some = Residuals(field, problem, draw, processes.rank, processes.ranks, most, PIECE, window)
+        for term in some.terms:
+            with torch.no_grad():
+                jet = Jet(some.rows(term), term.order, term.points.shape[1])
+            found = first_fault(problem, term.group, jet, term.points, term.values, term.lift, term.factor)
+            if found:
+                raise UserError(f"loss or gradient is not finite {when}: {found}")
 
 
 @dataclass(frozen=True)
@@ -155,8 +204,10 @@ def iterations(
     else:
         steps = quasi_newton(loss, theta, options.method, count, state)
     for step in steps:
-        loss.residuals.assign(step.theta)
+        theta = step.theta
+        loss.residuals.assign(theta)
         yield step
+    loss.residuals.assign(theta)  # not that of the last trial, which was not taken
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from cpikan_hr import strict_json
 from cpikan_hr.errors import UserError
 from cpikan_hr.files import whole_file
 from cpikan_hr.mapped import map_file, release, tensor_in
@@ -31,7 +32,7 @@ def save_tensors(path: Path, state: dict[str, Tensor], metadata: dict[str, str] 
     for name, value in ordered:
         begin, end = end, end + value.nbytes
         header[name] = {"dtype": _NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
+    text = strict_json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with whole_file(path) as part, open(part, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)

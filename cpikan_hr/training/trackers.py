@@ -7,6 +7,7 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from cpikan_hr import strict_json
 from cpikan_hr.files import write_text, writing
 
 
@@ -60,7 +61,7 @@ class Tracker:
 
     def _append(self, line: dict) -> None:
         with writing(self.path), self.path.open("a") as lines:
-            lines.write(json.dumps(line) + "\n")
+            lines.write(strict_json.dumps(line) + "\n")
 
     def _event(self, values: dict[str, float], step: int) -> None:
         with writing(self.path.with_name("tensorboard")):

@@ -39,16 +39,22 @@ class NonFinite(UserError):
     """Loss or gradient is NaN or Inf on some rank. Raised on all ranks together, before the update.
 
     Attributes: step, what ("loss" or "gradient"), parameter (name or None), tile (its number in the level's grid, or
-    None), rank (the lowest one concerned).
+    None), rank (the lowest one concerned). `cause`: where the problem itself knows why.
     """
 
-    def __init__(self, step: int, what: str, parameter: str | None, tile: int | None, rank: int):
+    def __init__(
+        self, step: int, what: str, parameter: str | None, tile: int | None, rank: int, cause: str | None = None
+    ):
         self.step, self.what, self.parameter, self.tile, self.rank = step, what, parameter, tile, rank
         where = f"tile {tile} of {parameter}" if parameter is not None else "no single tile"
         super().__init__(
             f"{what} is not finite at step {step}, {where}, rank {rank}: all ranks stopped before the update; "
-            "lower the learning rate, clip gradients, or look at this tile's data"
+            + (cause or "lower the learning rate, clip gradients, or look at this tile's data")
         )
+
+    def because(self, cause: str | None) -> "NonFinite":
+        """The same with its cause, where that is known."""
+        return NonFinite(self.step, self.what, self.parameter, self.tile, self.rank, cause)
 
 
 class Updater:

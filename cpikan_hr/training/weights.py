@@ -8,6 +8,7 @@ import torch
 import yaml
 from safetensors import SafetensorError
 
+from cpikan_hr import strict_json
 from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Box, Field
 from cpikan_hr.owned import MARK
@@ -28,7 +29,7 @@ class Trained(NamedTuple):
 
 def save_field(path: Path, state: dict[str, torch.Tensor], recipe: Recipe, about: dict) -> None:
     """Writes weights and metadata; the file appears whole or not at all."""
-    metadata = {"software": MARK, "recipe": dump_recipe(recipe), "about": json.dumps(about)}
+    metadata = {"software": MARK, "recipe": dump_recipe(recipe), "about": strict_json.dumps(about)}
     save_tensors(path, state, metadata)
 
 
@@ -40,7 +41,7 @@ def save_packed(path: Path, trained: Trained, bits: int, step: float | None) -> 
     if step is not None and not sparse:
         raise UserError("--step is for sparse chebyshev2d levels, of which this field has none; give --bits")
     about = about | {"quantised": {"bits": bits, "step": step}}
-    description = {"recipe": dump_recipe(recipe), "about": json.dumps(about)}
+    description = {"recipe": dump_recipe(recipe), "about": strict_json.dumps(about)}
     try:
         tensors, metadata = codec.pack(state, parameters, sparse, bits, step, description)
     except ValueError as error:

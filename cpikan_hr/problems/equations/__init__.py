@@ -1,6 +1,7 @@
 """The shipped equations, one per file, and what an equation says of itself (`base.py`); here they are found by name."""
 
 import difflib
+import inspect
 import math
 import sys
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from cpikan_hr.errors import UserError
+from cpikan_hr.errors import OWN, UserError, explained
 from cpikan_hr.problems.equations.base import Equation
 
 SHIPPED = {
@@ -45,7 +46,10 @@ def build(name: str, parameters: dict[str, Any]) -> Equation:
     types = _call(f"equation {name}: its annotations", lambda: get_type_hints(kind))
     given = {key: _check_parameter(name, key, value, known, types) for key, value in parameters.items()}
     equation = _call(f"equation {name}", lambda: kind(**given))
-    _check_box(name, _call(f"equation {name}: domain()", equation.domain))
+    box = _call(f"equation {name}: domain()", equation.domain)
+    _check_box(name, box)
+    for method in ("residual", "lift", "solution"):
+        _check_signature(name, getattr(equation, method), list(box), method == "residual")
     return equation
 
 
@@ -63,7 +67,7 @@ def parameters_of(kind: type[Equation], name: str) -> dict[str, Field]:
 def _load(path: Path) -> type[Equation]:
     if not path.is_file():
         raise UserError(f"equation {path}: there is no such file; check the path")
-    label = f"cpikan_hr_equation_{path.stem}"
+    label = f"{OWN}{path.stem}"
     spec = spec_from_file_location(label, path)
     module = module_from_spec(spec)
     sys.modules[label] = module  # dataclasses look their module up there
@@ -73,7 +77,7 @@ def _load(path: Path) -> type[Equation]:
     except SyntaxError as error:
         raise UserError(f"equation {path}, line {error.lineno}: {error.msg}; correct the file") from error
     except (Exception, SystemExit) as error:
-        raise UserError(f"equation {path}: running the file raised {_say(error)}; correct the file") from error
+        raise UserError(f"equation {path}: running the file raised {explained(error)}; correct the file") from error
     own = [
         thing
         for thing in vars(module).values()
@@ -117,6 +121,18 @@ def _check_box(name: str, box: Any) -> None:
             raise UserError(f"{where} gives {axis} from {low} to {high}, no extent; give finite ends, the lower first")
 
 
+def _check_signature(name: str, function: Any, axes: list[str], takes_u: bool) -> None:
+    """UserError for a function of an equation that does not take u, where it is given, and one tensor per axis."""
+    try:
+        inspect.signature(function).bind(*[None] * takes_u, **dict.fromkeys(axes))
+    except TypeError as error:
+        line = getattr(getattr(function, "__code__", None), "co_firstlineno", "?")
+        wanted = ", ".join(["self", *["u"] * takes_u, *axes])
+        raise UserError(
+            f"equation {name}, line {line}: {function.__name__}: {error}; write {function.__name__}({wanted})"
+        ) from None
+
+
 def _call(where: str, function: Any) -> Any:
     """What the function gives; what it raises as a UserError of one line."""
     try:
@@ -124,11 +140,7 @@ def _call(where: str, function: Any) -> Any:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{where} raised {_say(error)}; correct the equation") from error
-
-
-def _say(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{where} raised {explained(error)}; correct the equation") from error
 
 
 def _hint(wrong: str, known: Iterable[str]) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cpikan_hr.errors import UserError
+from cpikan_hr.errors import UserError, explained
 from cpikan_hr.problems.equations.base import Condition, Equation, Periodic
 
 
@@ -55,4 +55,4 @@ def _try(condition: Condition, ends: dict[str, tuple[float, float]], channels: i
 
 
 def _told(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return explained(error)
