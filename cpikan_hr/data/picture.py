@@ -34,7 +34,6 @@ _STREAMED = {**dict.fromkeys(_JPEGS, ("L", "RGB")), "PNG": ("1", "L", "LA", "P",
 _ONE = (*_JPEGS, "PSD")  # formats whose first picture is the picture, whatever follows
 _UNTRUE = ("EPS", "FITS", "WMF")  # Pillow leaves out FITS's scale and offset; the others are drawings
 _ROWS = 256  # rows handed to the temporary file at a time
-_HEAD = 2**16  # bytes in which a header is looked for
 _DECODING = threading.Lock()
 
 
@@ -46,6 +45,8 @@ class Picture(Source):
         with _opened(path) as image:
             pages = _pictures(image)
             self._page = page_of(path, page, pages)
+            head = _head(path)
+            grey = image.format == "PNG" and head[25] == 4  # with alpha: Pillow makes colours of 16 bits
             name = str(path) if pages == 1 else f"{path}[{self._page}]"
             if self._page:
                 image.seek(self._page)
@@ -53,9 +54,9 @@ class Picture(Source):
             if image.mode not in _MODES or image.format in _UNTRUE:
                 kind = f"{image.format} of {image.mode} pixels"
                 raise UserError(f"{path}: unsupported bit depth or format: {kind}; save it as PNG or TIFF")
-            self._mode, channels, dtype = _MODES[image.mode]
+            self._mode, channels, dtype = _MODES["LA" if grey else image.mode]
             self._streamed = not self._page and image.mode in _STREAMED.get(image.format, ())
-            bits = _bits(path, image)
+            bits, one_bit = _bits(image, head), image.mode == "1"
             self._jpeg2000 = image.format == "JPEG2000" and bits > 8
             if bits > 8 and np.dtype(dtype).itemsize == 1:
                 if not (self._jpeg2000 or self._streamed):
@@ -64,6 +65,7 @@ class Picture(Source):
             orientation = _orientation(path, image)
         super().__init__(name, (height, width, channels), np.dtype(dtype))
         self.orientation = orientation
+        self.stored = np.dtype(bool) if one_bit else self.stored
         self._path, self._rows, self._lock = path, None, threading.Lock()
 
     def _read(self, y0, y1, x0, x1):
@@ -152,10 +154,13 @@ def _opened(path: Path) -> Image.Image:
         raise UserError(f"{path}: broken image header ({error}); copy the file again") from None
 
 
-def _bits(path: Path, image: Image.Image) -> int:
-    """Bits of a sample in the file, where Pillow's mode does not tell; 8 where it does."""
+def _head(path: Path) -> bytes:
     with open(path, "rb") as file:
-        head = file.read(_HEAD)
+        return file.read(2**16)
+
+
+def _bits(image: Image.Image, head: bytes) -> int:
+    """Bits of a sample in the file, where Pillow's mode does not tell; 8 where it does."""
     if image.format == "PNG":
         return head[24]  # the bit depth of IHDR, which is always the first chunk
     if image.format == "SGI":

@@ -36,8 +36,7 @@ def open_pnm(path: Path) -> Source:
     if min(shape) < 1 or not top or (magic not in (b"Pf", b"PF") and not 0 < top < 65536):
         raise UserError(f"{path}: broken {magic.decode()} header; save the picture again")
     if magic == b"P4":
-        bits = PackedRows(os.open(path, os.O_RDONLY), name, shape[:2], 1, start, -(-shape[1] // 8))
-        return Converted(bits, 1, np.uint8, lambda stored: (1 - stored) * np.uint8(255))  # 1 is black
+        return _black_is_one(PackedRows(os.open(path, os.O_RDONLY), name, shape[:2], 1, start, -(-shape[1] // 8)))
     if magic in (b"Pf", b"PF"):  # from the bottom up
         row = shape[1] * shape[2] * 4
         dtype = np.dtype("<f4" if top < 0 else ">f4")
@@ -49,11 +48,17 @@ def open_pnm(path: Path) -> Source:
     else:
         stored = _read_text(name, shape, dtype, path, start, int(top), packed=magic == b"P1")
     if magic == b"P1":
-        return Converted(stored, 1, np.uint8, lambda values: (1 - values) * np.uint8(255))
+        return _black_is_one(stored)
     if top >= 255:
         return stored
     scale = ((np.arange(256) * 510 + top) // (2 * top)).clip(0, 255).astype(np.uint8)
     return Converted(stored, shape[2], np.uint8, lambda values: scale[values])
+
+
+def _black_is_one(bits: Source) -> Source:
+    source = Converted(bits, 1, np.uint8, lambda stored: (1 - stored) * np.uint8(255))
+    source.stored = np.dtype(bool)
+    return source
 
 
 def _read_text(name: str, shape: tuple[int, int, int], dtype, path: Path, start: int, top: int, packed: bool) -> Source:

@@ -117,4 +117,6 @@ def _open_bmp(path: Path) -> Source:
         dtype = np.dtype(f"<u{header.bits // 8 // values}")
         stored = RawRows(fd, name, (*header.shape, values), dtype, header.offset, header.stride)
     function = header.pixels()
-    return Converted(stored, header.channels, np.uint8, function) if function else stored
+    source = Converted(stored, header.channels, np.uint8, function) if function else stored
+    source.stored = np.dtype(bool if header.bits == 1 else np.uint8)
+    return source

@@ -173,12 +173,19 @@ def open_stack(path: str | os.PathLike) -> Stack:
     frames = _opened(files)
     steps = _phase_steps(path, given, len(frames))
     first = frames[0]
-    for frame in frames[1:]:
-        if frame.shape != first.shape or frame.dtype != first.dtype:
+    for frame in frames:
+        if frame.stored.kind == "b":
+            raise UserError(f"{frame.name}: unsupported bit depth: 1 bit shows no fringes; save the frame with 8 or 16")
+        if frame.shape != first.shape or frame.stored.name != first.stored.name:
             raise UserError(
-                f"{frame.name}: {frame.shape} {frame.dtype}, but {first.name} has {first.shape} {first.dtype}; "
-                "frames of one stack have one size and type"
+                f"{frame.name}: {frame.shape} {frame.stored.name}, but {first.name} has {first.shape} "
+                f"{first.stored.name}; frames of one stack have one size and type"
             )
+    if first.stored.kind in "iu" and first.dtype.kind == "f" and "bit_depth" in given.model_fields_set:
+        raise UserError(
+            f"{path}: bit_depth: where {first.stored.name} frames are clipped is not known; save them as uint8 or "
+            "uint16, or leave it out"
+        )
     if first.dtype.kind == "u" and given.bit_depth > 8 * first.dtype.itemsize:
         raise UserError(f"{path}: bit_depth: {given.bit_depth}, but the frames hold {8 * first.dtype.itemsize} bits")
     channel = given.channel or 0
@@ -194,7 +201,7 @@ def open_stack(path: str | os.PathLike) -> Stack:
         wavelengths_um=given.wavelengths_um, phase_steps_rad=steps, pixel_pitch_um=given.pixel_pitch_um,
         height_range_um=given.height_range_um, bit_depth=given.bit_depth, shape=first.shape[:2],
         frame_names=[frame.name for frame in frames], reference=reference, path=path,
-        carrier_nm_per_px=given.carrier_nm_per_px, files=frozenset(each.resolve() for each in files),
+        carrier_nm_per_px=given.carrier_nm_per_px, files=frozenset(split_page(each)[0].resolve() for each in files),
         _frames=frames, _channel=channel, _mask=_open_mask(path, given.mask, first.shape[:2]),
     )  # fmt: skip
 

@@ -7,6 +7,7 @@ bytes is ours (`pread`), so that threads never share a file position. What sampl
 
 import json
 import logging
+import math
 import os
 import re
 import threading
@@ -72,11 +73,23 @@ def _pictures(tif: tifffile.TiffFile, path: Path) -> list[tuple[tifffile.TiffPag
     full = [page for page in pages if not (page.is_reduced or page.is_mask)]
     if not full and any(page.subifds for page in pages):
         raise UserError(f"{path}: shows a small copy only, its pictures stand deeper (a raw file?); convert it to RGB")
-    if len(full) == 1 and (tif.is_imagej or tif.is_shaped or tif.is_stk):
-        series = tif.series[0]
-        if series.dataoffset is not None and full[0].nbytes and series.size > full[0].size:
-            return [(full[0], i * full[0].nbytes) for i in range(series.size // full[0].size)]
+    if number == 1:
+        return [(pages[0], i * pages[0].nbytes) for i in range(_following(tif, path))]
     return [(page, 0) for page in full or pages]
+
+
+def _following(tif: tifffile.TiffFile, path: Path) -> int:
+    """How many pictures the one page of a file describes."""
+    if not (tif.is_imagej or tif.is_shaped or tif.is_stk):
+        return 1
+    series, page = tif.series[0], tif.pages[0]
+    said = int((tif.imagej_metadata or {}).get("images", 1)) if tif.is_imagej else 1
+    if tif.is_shaped and tif.shaped_metadata:
+        said = math.prod(tif.shaped_metadata[0].get("shape", ())) // max(page.size, 1)
+    there = series.size // page.size if series.dataoffset is not None and page.size else 1
+    if said > there:
+        raise UserError(f"{path}: truncated: it says that it holds {said} pictures; copy the file again")
+    return there
 
 
 def _arrangement(tif: tifffile.TiffFile, pictures: list[tuple[tifffile.TiffPage, int]]) -> str:
@@ -116,6 +129,8 @@ def _open_page(tif: tifffile.TiffFile, path: Path, pictures: list, page: int) ->
     if steps:
         all_steps = partial(reduce, lambda pixels, step: step(pixels), steps)
         source = Converted(source, channels, seen, all_steps)
+    if ifd.bitspersample == 1:
+        source.stored = np.dtype(bool)
     asked = ifd.tags.valueof(274)
     source.orientation = int(asked) if asked in UPRIGHT else 1
     return source

@@ -27,8 +27,9 @@ _EXACT = 2**53  # integers up to here are exact in double precision
 
 
 class Source(ABC):
-    """A picture of `shape` (H, W, C) and native `dtype`; `stored` is the dtype in the file. `name` says in messages
-    which file (and page) it is, `orientation` (1 to 8, EXIF) how the file asks to be turned: nobody has turned it."""
+    """A picture of `shape` (H, W, C) and native `dtype`; `stored` is the dtype in the file, bool for one bit. `name`
+    says in messages which file (and page) it is, `orientation` (1 to 8, EXIF) how the file asks to be turned: nobody
+    has turned it."""
 
     orientation = 1
 
