@@ -5,6 +5,7 @@ Invariant: axes are [H, W] or [H, W, C] for a picture, and [N, H, W] or [J, K, H
 
 import os
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -32,7 +33,7 @@ def _npy_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype, int]:
         with open(path, "rb") as file:
             shape, fortran, dtype = readers[np.lib.format.read_magic(file)](file)
             return shape, fortran, dtype, file.tell()
-    except (ValueError, KeyError, EOFError) as error:
+    except (ValueError, KeyError, EOFError, SyntaxError, TokenError) as error:
         raise UserError(f"{path}: broken .npy header ({error}); save the array again") from None
 
 

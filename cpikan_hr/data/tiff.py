@@ -12,7 +12,8 @@ import os
 import re
 import threading
 import weakref
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial, reduce
 from pathlib import Path
 
@@ -84,12 +85,19 @@ def _following(tif: tifffile.TiffFile, path: Path) -> int:
         return 1
     series, page = tif.series[0], tif.pages[0]
     said = int((tif.imagej_metadata or {}).get("images", 1)) if tif.is_imagej else 1
-    if tif.is_shaped and tif.shaped_metadata:
-        said = math.prod(tif.shaped_metadata[0].get("shape", ())) // max(page.size, 1)
-    there = series.size // page.size if series.dataoffset is not None and page.size else 1
-    if said > there:
+    shape = tuple(tif.shaped_metadata[0].get("shape", ())) if tif.is_shaped and tif.shaped_metadata else ()
+    if shape[-page.ndim :] == page.shape:
+        said = math.prod(shape[: -page.ndim])
+    if series.dataoffset is not None and page.size:
+        said = max(said, series.size // page.size)
+    if said == 1 or not page.is_contiguous:
+        return 1
+    behind = path.stat().st_size - page.dataoffsets[0] - page.nbytes
+    if behind >= (said - 1) * page.nbytes:
+        return said
+    if behind > page.nbytes // 2:
         raise UserError(f"{path}: truncated: it says that it holds {said} pictures; copy the file again")
-    return there
+    return 1  # taken out of a stack, with the words of the stack
 
 
 def _arrangement(tif: tifffile.TiffFile, pictures: list[tuple[tifffile.TiffPage, int]]) -> str:
@@ -211,8 +219,13 @@ class _Segments(Source):
         return None if tile is None else tile[0]
 
 
-def _opened(path: Path) -> tifffile.TiffFile:
+@contextmanager
+def _opened(path: Path) -> Iterator[tifffile.TiffFile]:
+    """The parsed file. A damaged header fails anywhere in the parser, with errors of any class: each is one line."""
     try:
-        return tifffile.TiffFile(path)
-    except (tifffile.TiffFileError, ValueError, OSError) as error:
+        with tifffile.TiffFile(path) as tif:
+            yield tif
+    except UserError:
+        raise
+    except Exception as error:
         raise UserError(f"{path}: broken or truncated TIFF ({error}); copy the file again") from None

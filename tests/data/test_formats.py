@@ -482,3 +482,28 @@ def test_what_a_file_holds_counts_not_its_suffix(tmp_path):
         for suffix in (".bmp", ".png", ".TIF", ".npy", ""):
             (tmp_path / f"q{suffix}").write_bytes((tmp_path / "p.dat").read_bytes())
             agree(tmp_path / f"q{suffix}", written)
+
+
+@pytest.mark.parametrize("name", ["lzw.tif", "masks.bmp", "p.jp2", "p.pgm", "hyperstack.tif", "p.npy"])
+def test_damage_anywhere_gives_one_line_or_pixels(tmp_path, name):
+    if name == "p.npy":
+        np.save(tmp_path / name, pixels("uint8"))
+    else:
+        CUT[name](tmp_path / name)
+    whole = (tmp_path / name).read_bytes()
+    places = [*RNG.integers(0, min(len(whole), 300), 40), *RNG.integers(0, len(whole), 10)]
+    for place in places:
+        other = bytes([whole[place] ^ int(RNG.integers(1, 256))])
+        (tmp_path / name).write_bytes(whole[:place] + other + whole[place + 1 :])
+        try:
+            for source in open_pages(tmp_path / name):
+                source.read(0, min(H, source.shape[0]), 0, min(W, source.shape[1]))
+        except UserError as error:
+            assert "\n" not in str(error)
+
+
+def test_a_picture_taken_out_of_a_stack_is_one_picture(tmp_path):
+    written = pixels("uint8")
+    for description in ('{"shape": [6, 90, 67]}', '{"shape": [6, 45, 67]}', "ImageJ=1.53t\nimages=6\nslices=6\n"):
+        tifffile.imwrite(tmp_path / "p.tif", written, description=description, metadata=None)
+        agree(tmp_path / "p.tif", written)
