@@ -90,10 +90,9 @@ def bmp_bomb(path):
     path.write_bytes(head)
 
 
-def deep_colour_png(path):
-    """16 bits per colour, which would be cut to 8."""
-    header = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", b""))
+def complex_numbers(path):
+    with open(path, "wb") as file:
+        np.save(file, np.zeros((4, 4), np.complex64))
 
 
 def frame(folder):
@@ -180,7 +179,7 @@ PICTURES = {
     "truncated tiff": (truncated_tiff, "truncated"),
     "no image": (lambda path: path.write_text("no image at all"), "not an image"),
     "image bomb": (png_bomb, "above the limit"),
-    "unsupported bit depth": (deep_colour_png, "16-bit colour PNG"),
+    "unsupported bit depth": (complex_numbers, "unsupported bit depth: pixels are complex64"),
 }
 
 

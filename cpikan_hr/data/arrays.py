@@ -5,6 +5,7 @@ Invariant: axes are [H, W] or [H, W, C] for a picture, and [N, H, W] or [J, K, H
 
 import os
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -22,7 +23,7 @@ class ZarrSource(Source):
 
     def _read(self, y0, y1, x0, x1):
         window = np.asarray(self._array[(*self._page, slice(y0, y1), slice(x0, x1))])
-        return window.astype(self.dtype).reshape(y1 - y0, x1 - x0, self.shape[2])
+        return window.reshape(y1 - y0, x1 - x0, self.shape[2])
 
 
 def _npy_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype, int]:
@@ -32,7 +33,7 @@ def _npy_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype, int]:
         with open(path, "rb") as file:
             shape, fortran, dtype = readers[np.lib.format.read_magic(file)](file)
             return shape, fortran, dtype, file.tell()
-    except (ValueError, KeyError, EOFError) as error:
+    except (ValueError, KeyError, EOFError, SyntaxError, TokenError) as error:
         raise UserError(f"{path}: broken .npy header ({error}); save the array again") from None
 
 
@@ -41,7 +42,9 @@ def _page_index(name: str, axes: tuple[int, ...], page: int | None) -> tuple[int
     if page is None:
         if len(axes) == 2 or (len(axes) == 3 and axes[2] <= 4):
             return ()
-        raise UserError(f"{name}: an array of shape {axes} is no picture [H, W] or [H, W, C <= 4]; name a page")
+        raise UserError(
+            f"{name}: an array of shape {axes} is no picture [H, W] or [H, W, C <= 4]; choose a page, as in {name}[0]"
+        )
     pages = int(np.prod(axes[:-2]))
     if len(axes) < 2 or not 0 <= page < pages:
         raise UserError(f"{name}: page {page} of an array of shape {axes}: it holds {pages} pages [H, W]")

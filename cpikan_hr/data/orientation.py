@@ -4,6 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+UPRIGHT = {  # orientation tag (EXIF and TIFF) -> the turn and the mirror image that it asks for
+    1: (0, "none"), 2: (0, "columns"), 3: (180, "none"), 4: (0, "rows"),
+    5: (90, "rows"), 6: (270, "none"), 7: (90, "columns"), 8: (90, "none"),
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Orientation:
@@ -51,6 +56,11 @@ class Oriented:
         self.shape = (*self.orientation.turned, source.shape[2])
         self.dtype = np.dtype(source.dtype)
         self.name = source.name
+
+    @property
+    def stored(self) -> np.dtype:
+        """The dtype in the file."""
+        return self.source.stored
 
     def read(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         stored = self.source.read(*self.orientation.stored_window(y0, y1, x0, x1))

@@ -34,9 +34,9 @@ class SpooledMap(RawRows):
 
     def write(self, y0: int, x0: int, block: np.ndarray) -> None:
         """Writes `block` [h, w, C] with its first pixel at (y0, x0)."""
-        position = y0 * self._stride + x0 * self.shape[2] * self.dtype.itemsize
+        position = y0 * self._stride + x0 * self.shape[2] * self._file_dtype.itemsize
         with writing_temporary():
-            for i, row in enumerate(np.ascontiguousarray(block, self.dtype)):
+            for i, row in enumerate(np.ascontiguousarray(block, self._file_dtype)):
                 view = memoryview(row).cast("B")
                 while len(view):
                     done = os.pwrite(self._fd, view, position + i * self._stride + row.nbytes - len(view))

@@ -10,6 +10,7 @@ Invariants
 """
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -21,10 +22,13 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cpikan_hr.data.source import Source, count_pages, open_source
+from cpikan_hr.data.pages import split_page
+from cpikan_hr.data.source import Source, open_pages, open_source, tell_orientation
 from cpikan_hr.errors import UserError
 
 STACK_FILE = "stack.yaml"
+_DIGITS = re.compile(r"([0-9]+)")
+_MEASURED = re.compile(r"((?:(?<![^\W_])-)?[0-9]+(?:\.[0-9]+)?)")  # with a sign, unless it ties words, and decimals
 MIN_STEPS = 3  # background, modulation and phase: three unknowns per wavelength
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -165,16 +169,23 @@ def open_stack(path: str | os.PathLike) -> Stack:
         raise UserError(f"{path}: bit_depth: unsupported bit depth {given.bit_depth}; grey values have 1 to 16 bits")
     if given.height_range_um and not given.height_range_um[0] < given.height_range_um[1]:
         raise UserError(f"{path}: height_range_um: {list(given.height_range_um)} is empty; write [lowest, highest]")
-    files = _frame_files(path, given.frames)
+    files = _frame_files(path, given)
     frames = _opened(files)
     steps = _phase_steps(path, given, len(frames))
     first = frames[0]
-    for frame in frames[1:]:
-        if frame.shape != first.shape or frame.dtype != first.dtype:
+    for frame in frames:
+        if frame.stored.kind == "b":
+            raise UserError(f"{frame.name}: unsupported bit depth: 1 bit shows no fringes; save the frame with 8 or 16")
+        if frame.shape != first.shape or frame.stored.name != first.stored.name:
             raise UserError(
-                f"{frame.name}: {frame.shape} {frame.dtype}, but {first.name} has {first.shape} {first.dtype}; "
-                "frames of one stack have one size and type"
+                f"{frame.name}: {frame.shape} {frame.stored.name}, but {first.name} has {first.shape} "
+                f"{first.stored.name}; frames of one stack have one size and type"
             )
+    if first.stored.kind in "iu" and first.dtype.kind == "f" and "bit_depth" in given.model_fields_set:
+        raise UserError(
+            f"{path}: bit_depth: where {first.stored.name} frames are clipped is not known; save them as uint8 or "
+            "uint16, or leave it out"
+        )
     if first.dtype.kind == "u" and given.bit_depth > 8 * first.dtype.itemsize:
         raise UserError(f"{path}: bit_depth: {given.bit_depth}, but the frames hold {8 * first.dtype.itemsize} bits")
     channel = given.channel or 0
@@ -183,14 +194,14 @@ def open_stack(path: str | os.PathLike) -> Stack:
     if channel >= first.shape[2]:
         raise UserError(f"{path}: channel: {channel}, but the frames have {first.shape[2]}; leave it out for grey")
     reference = path.parent / given.reference if given.reference else None
-    files += [path, *filter(None, [reference, path.parent / given.mask if isinstance(given.mask, str) else None])]
-    if reference and not reference.exists():
+    files += [path, *_named_beside(path, given)]
+    if reference and not split_page(reference)[0].exists():
         raise UserError(f"{path}: reference: {reference}: no such file; check the name or leave the key out")
     return Stack(
         wavelengths_um=given.wavelengths_um, phase_steps_rad=steps, pixel_pitch_um=given.pixel_pitch_um,
         height_range_um=given.height_range_um, bit_depth=given.bit_depth, shape=first.shape[:2],
         frame_names=[frame.name for frame in frames], reference=reference, path=path,
-        carrier_nm_per_px=given.carrier_nm_per_px, files=frozenset(each.resolve() for each in files),
+        carrier_nm_per_px=given.carrier_nm_per_px, files=frozenset(split_page(each)[0].resolve() for each in files),
         _frames=frames, _channel=channel, _mask=_open_mask(path, given.mask, first.shape[:2]),
     )  # fmt: skip
 
@@ -228,36 +239,72 @@ def _read_yaml(path: Path) -> StackFile:
         raise UserError(f"{path}: {key}: {first['msg']}" + (f"; expected: {says}" if says else "")) from None
 
 
-def _frame_files(yaml_path: Path, frames: str | list[str]) -> list[Path]:
-    """The files that names and globs stand for: globs in natural order, names as listed."""
+def _named_beside(yaml_path: Path, given: StackFile) -> list[Path]:
+    """The files of the mask and of the reference."""
+    names = [name for name in (given.mask, given.reference) if isinstance(name, str)]
+    return [split_page(yaml_path.parent / name)[0] for name in names]
+
+
+def _frame_files(yaml_path: Path, given: StackFile) -> list[Path]:
+    """The files that names and globs stand for: globs in natural order, names as listed. A name that exists is no glob,
+    and a glob matches neither hidden files nor the stack's mask and reference."""
+    beside = {path.resolve() for path in _named_beside(yaml_path, given)}
     files: list[Path] = []
-    for item in [frames] if isinstance(frames, str) else frames:
-        pattern = yaml_path.parent / item  # an absolute item replaces the folder
-        if pattern.exists():
-            found = [pattern]
+    for item in [given.frames] if isinstance(given.frames, str) else given.frames:
+        named = yaml_path.parent / item  # an absolute item replaces the folder
+        if split_page(named)[0].exists():
+            found = [named]
         elif any(c in item for c in "*?["):
-            anchor = Path(pattern.anchor) if pattern.is_absolute() else Path()
-            found = sorted(anchor.glob(str(pattern.relative_to(anchor))), key=_natural)
+            found = [path for path in _matches(named) if path.resolve() not in beside]
+            _check_order(yaml_path, found)
         else:
-            raise UserError(f"{pattern}: no such frame; check `frames` in {yaml_path}")
+            raise UserError(f"{named}: no such frame; check `frames` in {yaml_path}")
         if not found:
-            raise UserError(f"{yaml_path}: frames: no file matches {pattern}; check the folder and the pattern")
+            raise UserError(f"{yaml_path}: frames: no file matches {named}; check the folder and the pattern")
         files += found
+    seen: set[Path] = set()
+    for file in files:
+        if file.resolve() in seen:
+            raise UserError(f"{yaml_path}: frames: {file} is listed twice; list every frame once")
+        seen.add(file.resolve())
     return files
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """What `pattern` matches, in natural order. Folders that exist under their name in it are taken literally."""
+    folder, rest = Path(pattern.anchor), list(pattern.parts[1:] if pattern.anchor else pattern.parts)
+    while len(rest) > 1 and (folder / rest[0]).is_dir():
+        folder /= rest.pop(0)
+    found = folder.glob("/".join(rest))
+    shown = [p for p in found if not (p.name.startswith(".") and not rest[-1].startswith("."))]
+    return sorted(shown, key=lambda p: (_natural(p), str(p)))
+
+
+def _check_order(yaml_path: Path, files: list[Path]) -> None:
+    """UserError where names with signs or decimal points stand in another order by their numbers: -90, 0, 0.25, 0.5."""
+    measured = sorted(files, key=lambda path: _natural(path, _MEASURED))
+    if measured != files and len({str(_natural(path, _MEASURED)) for path in files}) == len(files):
+        i = next(i for i in range(len(files)) if files[i] != measured[i])
+        raise UserError(
+            f"{yaml_path}: frames: does {files[i].name} or {measured[i].name} come first? Numbers with signs or points "
+            "can be read either way; list the files in their order"
+        )
 
 
 def _opened(files: list[Path]) -> list[Source]:
     """Their frames, pages of a file in order."""
-    opened: list[Source] = []
-    for file in files:
-        pages = count_pages(file)
-        opened += [open_source(file, page if pages > 1 else None) for page in range(pages)]
+    opened = [frame for file in files for frame in open_pages(file)]
+    turned = [frame for frame in opened if frame.orientation != 1]
+    if turned:
+        tell_orientation(turned[0])  # a camera that was turned says so in each
     return opened
 
 
-def _natural(path: Path) -> list:
+def _natural(path: Path, number: re.Pattern = _DIGITS) -> list:
     """Sort key under which frame_2 comes before frame_10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))]
+    parts = number.split(str(path))  # text and numbers, in turn
+    return [(float(part) if "." in part else int(part), "") if i % 2 else (-math.inf, part)
+            for i, part in enumerate(parts)]  # fmt: skip
 
 
 def _phase_steps(path: Path, given: StackFile, frames: int) -> np.ndarray | None:

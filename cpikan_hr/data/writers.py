@@ -70,7 +70,7 @@ class MapWriter:
         self._offset, self._stride = len(header), row
         size = len(header) + self.shape[0] * row
         if self._suffix == ".bmp":
-            padded = bmp.row_bytes(self.shape[1], self.shape[2])
+            padded = bmp.row_bytes(self.shape[1], 8 * self.shape[2])
             size = len(header) + self.shape[0] * padded
             self._offset, self._stride = size - padded, -padded
         try:

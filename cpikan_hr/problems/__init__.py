@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from cpikan_hr.data.pages import split_page
 from cpikan_hr.data.source import Source, open_source
 from cpikan_hr.data.stack import keep_stack, open_stack
 from cpikan_hr.errors import UserError
@@ -38,5 +39,5 @@ def keep_data(recipe: Recipe, out: Path) -> None:
     options = recipe.problem
     if isinstance(options, InterferometryProblem) and Path(options.stack).exists():
         keep_stack(open_stack(options.stack), out)
-    elif isinstance(options, ImageProblem) and out.resolve() == Path(options.path).resolve():
+    elif isinstance(options, ImageProblem) and out.resolve() == split_page(options.path)[0].resolve():
         raise UserError(f"{out}: is the picture that the field was fitted to; name another file")

@@ -20,12 +20,17 @@ def strip_rows(height: int, width: int, stride: int) -> int:
     return height if stride == 1 else stride * max(1, STRIP // (stride * width))
 
 
+def _opened(options: ImageProblem):
+    """The picture as its recipe sees its orientation tag; where that is not said, with a warning."""
+    return open_source(options.path, upright=True if options.orientation == "file" else None)
+
+
 class Image(PixelProblem):
     """Mean squared error of the samples, over the squared full range of the format."""
 
     def __init__(self, options: ImageProblem):
         self.options = options
-        self.source = Oriented(open_source(options.path), options.rotate, options.flip)
+        self.source = Oriented(_opened(options), options.rotate, options.flip)
         height, width, self.channels = self.source.shape
         self.shape = (height, width)
         self.unit = "grey levels" if self.source.dtype.kind == "u" else "1"
@@ -50,6 +55,14 @@ class Image(PixelProblem):
     def _read(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         """The window [h, w, C]. UserError where a pixel is NaN or Inf."""
         window = self.source.read(y0, y1, x0, x1)
+        if self.source.stored.kind in "iu" and window.dtype == np.float64:
+            rounded = np.argwhere(window != window.astype(np.float32))
+            if len(rounded):
+                where = f"pixel ({y0 + rounded[0, 0]}, {x0 + rounded[0, 1]}) as seen"
+                raise UserError(
+                    f"{self.options.path}: {where} is {window[tuple(rounded[0])]:.0f}, which single precision rounds; "
+                    "take an offset off, or save it as float32"
+                )
         if window.dtype.kind == "f" and not np.isfinite(window.sum()):  # one pass; a NaN or Inf reaches the sum
             bad = np.argwhere(~np.isfinite(window))
             if len(bad):  # else a sum of finite numbers was too large

@@ -11,7 +11,12 @@ class ImageProblem(Section):
     """A neural field of a picture: loss is the mean squared error of the samples."""
 
     kind: Literal["image"] = "image"
-    path: str = Field(description="picture file: PNG, JPEG, TIFF, BMP, npy or Zarr; any size")
+    path: str = Field(
+        description="picture file: PNG, JPEG, TIFF, BMP, PGM, npy or Zarr; any size; FILE[2]: the third one in it"
+    )
+    orientation: Literal["stored", "file"] = Field(
+        "stored", description="turn the picture first as its EXIF or TIFF orientation tag asks: no, or as the file says"
+    )
     rotate: Literal[0, 90, 180, 270] = Field(0, description="turn the picture counter-clockwise by so many degrees")
     flip: Literal["none", "rows", "columns"] = Field("none", description="mirror after turning")
     laplacian: float = Field(0.0, ge=0, description="weight of the mean squared Laplacian (px^-2), a smoothness prior")

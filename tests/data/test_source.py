@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cpikan_hr.data import windows
-from cpikan_hr.data.source import count_pages, open_source
+from cpikan_hr.data.source import open_pages, open_source
 from cpikan_hr.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -111,7 +111,7 @@ def test_pages_of_tiff_and_arrays_are_numbered_flat(tmp_path):
     tifffile.imwrite(tmp_path / "pages.tif", pages, photometric="minisblack")
     np.save(tmp_path / "pages.npy", pages.reshape(2, 3, 20, 30))
     for name in ("pages.tif", "pages.npy"):
-        assert count_pages(tmp_path / name) == 6
+        assert len(open_pages(tmp_path / name)) == 6
         np.testing.assert_array_equal(open_source(tmp_path / name, page=4).read(2, 9, 3, 30)[..., 0], pages[4, 2:9, 3:])
         with pytest.raises(UserError, match="page"):
             open_source(tmp_path / name, page=6)
@@ -170,23 +170,10 @@ def test_a_file_that_is_no_image_is_refused(tmp_path, name):
         open_source(tmp_path / name)
 
 
-@pytest.mark.parametrize("dtype", ["int32", "uint32", "float16", "complex64"])
-def test_unsupported_pixel_types_are_named(tmp_path, dtype):
-    np.save(tmp_path / "map.npy", np.zeros((4, 5), dtype))
-    with pytest.raises(UserError, match=f"unsupported bit depth: pixels are {dtype}"):
+def test_unsupported_pixel_types_are_named(tmp_path):
+    np.save(tmp_path / "map.npy", np.zeros((4, 5), "complex64"))
+    with pytest.raises(UserError, match="unsupported bit depth: pixels are complex64"):
         open_source(tmp_path / "map.npy")
-
-
-def test_bitmaps_of_one_bit_and_colour_png_of_16_bits_are_refused(tmp_path):
-    Image.fromarray(GREY).convert("1").save(tmp_path / "one.bmp")
-    with pytest.raises(UserError, match="unsupported bit depth: 1 bits"):
-        open_source(tmp_path / "one.bmp")
-    import png
-
-    with open(tmp_path / "deep.png", "wb") as file:
-        png.Writer(4, 2, greyscale=False, bitdepth=16).write(file, [[0] * 12] * 2)
-    with pytest.raises(UserError, match="16-bit colour PNG"):
-        open_source(tmp_path / "deep.png")
 
 
 def test_an_image_bomb_is_refused_from_its_header_alone(tmp_path):

@@ -57,6 +57,91 @@ def test_frames_may_be_listed_by_name(folder):
     )
 
 
+@pytest.mark.parametrize("name", ["br[1]", "wafer *", "a?b", "~", "µm ü", "x[!y]"])
+def test_the_name_of_a_folder_is_no_pattern(tmp_path, monkeypatch, name):
+    (tmp_path / name / "sub[2]").mkdir(parents=True)
+    for i, frame in enumerate(FRAMES.reshape(-1, H, W)):
+        Image.fromarray(frame).save(tmp_path / name / "sub[2]" / f"f[{i}].BMP")
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path / name, name):
+        for frames in ("sub[2]/f*.BMP", f"{tmp_path}/{name}/sub[2]/f*.BMP", [f"sub[2]/f[{i}].BMP" for i in range(8)]):
+            stack = open_stack(describe(tmp_path / name, frames=frames) and folder)
+            np.testing.assert_array_equal(stack.read(0, H, 0, W), FRAMES)
+
+
+def test_a_pattern_matches_neither_hidden_files_nor_mask_and_reference(folder):
+    (folder / "._bucket_5.bmp").write_bytes(b"of a Macintosh")
+    for name in ("bucket_0.bmp", "bucket_99.bmp"):
+        Image.fromarray(np.full((H, W), 255, np.uint8)).save(folder / name)
+    stack = open_stack(describe(folder, frames="*.bmp", mask="bucket_0.bmp", reference="bucket_99.bmp"))
+    np.testing.assert_array_equal(stack.read(0, H, 0, W), FRAMES)
+
+
+@pytest.mark.parametrize("names", [
+    ["f_-90", "f_0", "f_90", "f_180"], ["f=0.25", "f=0.5", "f=0.75", "f=1.0"], ["f(-1)", "f(-2)", "f(3)", "f(4)"],
+])  # fmt: skip
+def test_frames_whose_order_their_names_leave_open_have_to_be_listed(tmp_path, names):
+    for name, frame in zip(names, FRAMES[0], strict=True):
+        Image.fromarray(frame).save(tmp_path / f"{name}.bmp")
+    keys = dict(wavelengths_um=[5.0], phase_steps_rad=None)
+    with pytest.raises(UserError, match="come first.*list the files"):
+        open_stack(describe(tmp_path, frames="f*.bmp", **keys))
+    listed = open_stack(describe(tmp_path, frames=[f"{name}.bmp" for name in names], **keys))
+    np.testing.assert_array_equal(listed.read(0, H, 0, W), FRAMES[:1])
+
+
+@pytest.mark.parametrize("names", [
+    ["s2-f-9", "s2-f-10", "s10-f-1", "s10-f-2"], ["5.0um_1", "5.0um_2", "5.5um_1", "5.5um_10"],
+    ["2024-01-05_9", "2024-01-05_10", "2024-01-05_11", "2024-01-06_1"],
+])  # fmt: skip
+def test_numbers_in_names_order_the_frames(tmp_path, names):
+    for name, frame in zip(names, FRAMES[0], strict=True):
+        Image.fromarray(frame).save(tmp_path / f"{name}.bmp")
+    stack = open_stack(describe(tmp_path, frames="*.bmp", wavelengths_um=[5.0], phase_steps_rad=None))
+    np.testing.assert_array_equal(stack.read(0, H, 0, W), FRAMES[:1])
+
+
+def test_a_frame_that_is_listed_twice_is_refused(folder):
+    with pytest.raises(UserError, match="bucket_7.bmp is listed twice"):
+        open_stack(describe(folder, frames=["bucket_*.bmp", "bucket_7.bmp"]))
+
+
+def test_pages_of_a_file_may_be_listed(tmp_path):
+    tifffile.imwrite(tmp_path / "f.tif", FRAMES.reshape(-1, H, W), photometric="minisblack")
+    stack = open_stack(describe(tmp_path, frames=[f"f.tif[{i}]" for i in range(7, -1, -1)]))
+    np.testing.assert_array_equal(stack.read(0, H, 0, W).reshape(-1, H, W), FRAMES.reshape(-1, H, W)[::-1])
+    assert (tmp_path / "f.tif").resolve() in stack.files
+
+
+def test_signed_frames_are_read_but_their_clipping_is_not_guessed(tmp_path):
+    np.save(tmp_path / "f.npy", FRAMES.astype(np.int16) - 99)
+    with pytest.raises(UserError, match="bit_depth: where int16 frames are clipped is not known"):
+        open_stack(describe(tmp_path, frames="f.npy"))
+    keys = yaml.safe_load((tmp_path / "stack.yaml").read_text())
+    del keys["bit_depth"]
+    (tmp_path / "stack.yaml").write_text(yaml.safe_dump(keys))
+    stack = open_stack(tmp_path)
+    assert stack.clips is None
+    np.testing.assert_array_equal(stack.read(0, H, 0, W), FRAMES.astype(np.float32) - 99)
+
+
+@pytest.mark.parametrize("name", ["bucket_9.bmp", "bucket_9.png", "bucket_9.tif", "bucket_9.pbm"])
+def test_a_frame_of_one_bit_is_refused(folder, name):
+    (folder / "bucket_9.bmp").unlink()
+    Image.new("1", (W, H)).save(folder / name)
+    with pytest.raises(UserError, match=f"{name}: unsupported bit depth: 1 bit shows no fringes"):
+        open_stack(describe(folder, frames="bucket_*"))
+
+
+def test_frames_that_ask_to_be_turned_are_told_once(tmp_path, capfd):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for i, frame in enumerate(FRAMES.reshape(-1, H, W)):
+        Image.fromarray(frame).save(tmp_path / f"{i}.png", exif=exif)
+    np.testing.assert_array_equal(open_stack(describe(tmp_path, frames="*.png")).read(0, H, 0, W), FRAMES)
+    assert capfd.readouterr().err.count("warning: ") == 1
+
+
 def test_steps_may_differ_per_wavelength_or_be_unknown(folder):
     rows = [STEPS, [0.1, 1.6, 3.1, 4.6]]
     np.testing.assert_allclose(open_stack(describe(folder, phase_steps_rad=rows)).phase_steps_rad, rows)
