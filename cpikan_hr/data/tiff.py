@@ -6,6 +6,7 @@ is ours (`pread`), so that threads never share a file position.
 
 import json
 import logging
+import math
 import os
 import re
 import weakref
@@ -19,6 +20,7 @@ from cpikan_hr.data.windows import RawRows, Source, native
 from cpikan_hr.errors import UserError
 
 _PHOTOMETRIC = (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
+_RANGES = ("MaxSampleValue", "SMinSampleValue", "SMaxSampleValue")
 _VALUE_UNIT = re.compile(r'K="ValueUnit"[^>]*>([^<]+)<')
 
 
@@ -72,8 +74,34 @@ def open_tiff(path: Path, page: int) -> Source:
             )
         shape, fd = (height, width, planes * samples), os.open(path, os.O_RDONLY)
         if ifd.is_final and ifd.is_contiguous and planes == 1 and ifd.compression == 1 and ifd.predictor == 1:
-            return RawRows(fd, name, shape, dtype, ifd.dataoffsets[0], width * samples * dtype.itemsize)
-        return _Segments(fd, name, shape, ifd, planes)
+            source = RawRows(fd, name, shape, dtype, ifd.dataoffsets[0], width * samples * dtype.itemsize)
+        else:
+            source = _Segments(fd, name, shape, ifd, planes)
+        source.nodata, source.range = _nodata(ifd, name), _range(ifd, dtype)
+        return source
+
+
+def _nodata(ifd: tifffile.TiffPage, name: str) -> float | None:
+    """What GDAL calls the no-data value; None where the tag is missing, empty or NaN, which holds no data anyway."""
+    tag = ifd.tags.get("GDAL_NODATA")
+    said = "" if tag is None else str(tag.value).strip(" \0")
+    try:
+        value = float(said.replace(",", ".") or "nan")
+    except ValueError:
+        raise UserError(f"{name}: its no-data value (tag GDAL_NODATA) is {said!r}, no number; mend the tag") from None
+    return value if math.isfinite(value) else None
+
+
+def _range(ifd: tifffile.TiffPage, dtype: np.dtype) -> float | None:
+    """Of the samples, by the tags MaxSampleValue, or SMinSampleValue and SMaxSampleValue; those of 8 bits have 255."""
+    found = {name: np.atleast_1d(ifd.tags[name].value) for name in _RANGES if name in ifd.tags}
+    if dtype.kind == "u" and dtype.itemsize > 1:
+        tops = [found[name].max() for name in ("SMaxSampleValue", "MaxSampleValue") if name in found]
+        return float(tops[0]) if tops and tops[0] > 0 else None
+    if dtype.kind == "f" and {"SMinSampleValue", "SMaxSampleValue"} <= found.keys():
+        size = float(found["SMaxSampleValue"].max()) - float(found["SMinSampleValue"].min())
+        return size if 0 < size < math.inf else None
+    return None
 
 
 def tiff_unit(path: str | os.PathLike) -> str | None:

@@ -20,7 +20,14 @@ DTYPES = ("uint8", "uint16", "float32", "float64")
 
 
 class Source(ABC):
-    """A picture of `shape` (H, W, C) and native `dtype`. `name` says in messages which file (and page) it is."""
+    """A picture of `shape` (H, W, C) and native `dtype`. `name` says in messages which file (and page) it is.
+
+    What the file itself says of its values, None where it says nothing: `nodata`, which pixels without data hold, and
+    `range`, from the least to the largest value that a sample may have.
+    """
+
+    nodata: float | None = None
+    range: float | None = None
 
     def __init__(self, name: str, shape: tuple[int, int, int], dtype: np.dtype):
         if shape[0] < 1 or shape[1] < 1:
@@ -30,6 +37,8 @@ class Source(ABC):
                 f"{name}: {shape[0]} x {shape[1]} pixels are above the limit of {MAX_PIXELS}; cut the image in parts"
             )
         self.name, self.shape, self.dtype = name, shape, native(name, dtype)
+        if np.dtype(dtype).kind == "b":
+            self.range = 1.0
 
     def read(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         """Pixels [y1 - y0, x1 - x0, C] of the rows y0 <= y < y1 and columns x0 <= x < x1; a copy in `dtype`.

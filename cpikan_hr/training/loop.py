@@ -312,8 +312,8 @@ def run_steps(
                     losses, errors = problem.loss(jet, data)
                     # The mean over ranks and micro-batches of this is the mean over the whole batch.
                     updater.backward(losses.sum() * (shares / points))
-                told = (losses.detach().double().sum(), errors.detach().double().sum(), sums.new_tensor(len(losses)))
-                sums += torch.stack(told)
+                count = data["known"].sum() if "known" in data else len(losses)  # pixels without data are no points
+                sums += torch.stack([part.detach().double().sum() for part in (losses, errors, sums.new_tensor(count))])
             norm = updater.step()
             batches.finish(total)
             tracker.update(points)
@@ -324,7 +324,7 @@ def run_steps(
             if updater.steps % options.log_every == 0 or updater.steps == options.steps:
                 if accelerator.num_processes > 1:
                     torch.distributed.all_reduce(sums)
-                loss, error = (sums[:2] / sums[2]).tolist()
+                loss, error = (sums[:2] / sums[2].clamp_min(1)).tolist()
                 name, value = problem.figure(error)
                 lr = max(updater.learning_rates)
                 tiles = {"tiles": field.trained_tiles} if options.settle_rmse else {}
