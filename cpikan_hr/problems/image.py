@@ -80,14 +80,14 @@ class Image(PixelProblem):
         """As given; else as the file says; 255 for 8 bits; the least of so many bits that the values of 16 bits keep
         to; the range of floats.
         """
-        eight = self.dtype == "uint8"
-        low, high, _ = (0.0, 255.0, 1) if eight and not self.may_lack else self.limits
+        said, eight = self.stored.range, self.dtype == "uint8"
+        low, high, _ = (0.0, 0.0, 1) if eight and not self.may_lack else self.limits  # refuses a picture without data
         integers = self.stored.dtype.kind == "u"
         extent = high if integers else high - low
         if self._given is not None:
             return self._given
-        if self.stored.range is not None and self.stored.range >= extent:
-            return self.stored.range
+        if said is not None and said >= extent:
+            return said
         if integers:
             return 255.0 if eight else float(min(2**n - 1 for n in DEPTHS if 2**n - 1 >= high))
         return extent or abs(high) or 1.0

@@ -63,8 +63,8 @@ class TargetOptions(Section):
         None,
         gt=0,
         allow_inf_nan=False,
-        description="what a PSNR refers to, here and in `evaluate` (null: 255 for 8 bits; else what a TIFF says; for 16 "
-        "bits 255, 1023, 4095, 16383 or 65535, the least that the values keep to; for floats the range of the values)",
+        description="what a PSNR refers to, here and in `evaluate` (null: 255 for 8 bits; else what a TIFF says; for "
+        "16 bits 255, 1023, 4095, 16383 or 65535, the least that holds the values; for floats their range)",
     )
     rmse: float | None = Field(None, gt=0, description="in the unit of the field")
     params_per_px: float | None = Field(None, gt=0, description="most parameters per pixel and channel")

@@ -312,8 +312,8 @@ def run_steps(
                     losses, errors = problem.loss(jet, data)
                     # The mean over ranks and micro-batches of this is the mean over the whole batch.
                     updater.backward(losses.sum() * (shares / points))
-                count = data["known"].sum() if "known" in data else len(losses)  # pixels without data are no points
-                sums += torch.stack([part.detach().double().sum() for part in (losses, errors, sums.new_tensor(count))])
+                known = data.get("known", torch.ones_like(losses))  # pixels without data are no points
+                sums += torch.stack([part.detach().double().sum() for part in (losses, errors, known)])
             norm = updater.step()
             batches.finish(total)
             tracker.update(points)
