@@ -17,7 +17,7 @@ from cpikan_hr.fields import Field, Level, pixel_axis
 from cpikan_hr.mapped import release
 from cpikan_hr.parallel import at_once, in_threads
 from cpikan_hr.problems.surface import surface_figures
-from cpikan_hr.quantities import stack_mask
+from cpikan_hr.quantities import data_mask, full_range
 from cpikan_hr.runtime import peak_rss_mb
 from cpikan_hr.training.weights import Trained
 
@@ -44,7 +44,7 @@ def evaluate(
 ) -> dict:
     """rmse, psnr (dB), ssim, rel_l2 and seam in the field's unit over the pixels where the reference is finite.
 
-    psnr and ssim use the full range of 8/16-bit pictures and the range of the reference for maps. For heights also
+    psnr and ssim refer to `range`: of pictures that of the training, of heights that of the reference. For heights also
     what `surface` gives. Without a reference what needs none. `rendered`: the field, where the caller wants it too.
     """
     field, recipe, about = trained
@@ -69,11 +69,11 @@ def evaluate(
         raise UserError(f"reference {reference.name}: no finite pixel to compare with; give another")
     offset = total[0] / count if getattr(recipe.problem, "remove_offset", False) else 0.0
     squared = max(total[1] / count - (2 * offset * total[0] / count - offset**2), 0.0)
-    kind = np.dtype(reference.dtype)
-    full = float(np.iinfo(kind).max) if kind.kind == "u" else max(high - low, 1e-30)
+    full = full_range(about) or max(high - low, 1e-30)
     return {
         "rmse": math.sqrt(squared),
         "psnr": 10 * math.log10(full**2 / max(squared, 1e-30)),
+        "range": full,
         "ssim": similarity(rendered, reference, offset, full),
         "rel_l2": math.sqrt(squared * count / max(total[2], 1e-30)),
         "seam": seam(field, shape),
@@ -98,11 +98,11 @@ def costs(trained: Trained, file_bytes: int) -> dict:
 
 def surface(trained: Trained, remove: str = "plane", rendered: Once | None = None) -> dict:
     """pv, sq, sa, bow and warp of a height map inside the stack's mask (`problems/surface.py`); {} of a picture."""
-    field, recipe, about = trained
+    _, recipe, about = trained
     if about["unit"] != "nm":
         return {}
     height, width = about["shape"]
-    rendered, inside, xs = rendered or rendered_once(trained), stack_mask(recipe), pixel_axis(0, width)
+    rendered, inside, xs = rendered or rendered_once(trained), data_mask(recipe, about), pixel_axis(0, width)
     rows = _compared_rows(rendered)
 
     def strip(y0: int) -> tuple[int, np.ndarray]:

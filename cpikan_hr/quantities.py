@@ -17,7 +17,7 @@ from cpikan_hr.data.orientation import OrientedStack
 from cpikan_hr.data.stack import open_stack
 from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Field
-from cpikan_hr.problems import Interferometry, build_problem
+from cpikan_hr.problems import Image, Interferometry, build_problem
 from cpikan_hr.quantities_pde import equation_quantity
 from cpikan_hr.recipe import Recipe
 from cpikan_hr.solvers.texture import learn
@@ -90,13 +90,23 @@ def known_pixels(trained: Trained) -> Mask:
     return lambda ys, xs: known(ys, xs)[..., 0] > 0
 
 
-def stack_mask(recipe: Recipe) -> Mask | None:
-    """The stack's mask at the pixels nearest to output coordinates; None where the stack is gone, and of pictures."""
+def data_mask(recipe: Recipe, about: dict) -> Mask | None:
+    """The mask of a stack, or of a picture whose every pixel does not hold data, at the pixels nearest to output
+    coordinates; None where there is none, or where it is gone with its data."""
     options = recipe.problem
+    if options.kind == "image" and about.get("masked") and Image.is_there(options):
+        picture = build_problem(recipe)
+        return _nearest(lambda window: picture.mask(*window), picture.shape)
     if options.kind != "interferometry" or not Path(options.stack).exists():
         return None
     stack = OrientedStack(open_stack(options.stack), options.rotate, options.flip)
     return _nearest(lambda window: stack.mask(*window), stack.shape)
+
+
+def full_range(about: dict) -> float | None:
+    """What PSNRs of a picture refer to; None of heights, and of floats in runs that do not say it."""
+    kind = np.dtype(about.get("dtype", "float32"))
+    return about.get("range") or (float(np.iinfo(kind).max) if kind.kind == "u" else None)
 
 
 def knows_sigma(recipe: Recipe) -> bool:

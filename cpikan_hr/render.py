@@ -17,7 +17,7 @@ from cpikan_hr.errors import UserError
 from cpikan_hr.parallel import at_once, in_threads
 from cpikan_hr.problems import keep_data
 from cpikan_hr.processes import ALONE, Processes
-from cpikan_hr.quantities import STARTED, Quantity, known_pixels, quantity_of, stack_mask
+from cpikan_hr.quantities import STARTED, Quantity, data_mask, known_pixels, quantity_of
 from cpikan_hr.quantities_pde import lattice_coordinates, lattice_note
 from cpikan_hr.training.weights import Trained
 
@@ -47,7 +47,8 @@ def coordinates(low: int, high: int, scale: float) -> torch.Tensor:
 
 def render(trained: Trained, out: Path, *, region: str | None = None, scale: float = 1.0, quantity: str = "value",
            unit: str | None = None, mask: str = "stack", processes: Processes = ALONE, progress=None) -> Path:
-    """Writes the map: heights as float32, NaN where the stack's mask is off; 8/16-bit pictures as such.
+    """Writes the map: heights as float32, NaN where the data's mask is off; 8/16-bit pictures as such, there with the
+    picture's no-data value, or 0.
 
     Of an equation: its lattice, `scale` times as many points; `region` is in lattice points.
     `quantity`: one of `quantities.NAMES`. `unit`: nm, um or m, of heights only; None is nm. `mask`: "stack", or "valid"
@@ -73,11 +74,12 @@ def render(trained: Trained, out: Path, *, region: str | None = None, scale: flo
     else:
         ys, xs = coordinates(y0, y1, scale), coordinates(x0, x1, scale)
     shown = quantity_of(trained, quantity)
-    valid = None if quantity == "valid" else known_pixels(trained) if mask == "valid" else stack_mask(recipe)
+    valid = None if quantity == "valid" else known_pixels(trained) if mask == "valid" else data_mask(recipe, about)
     if quantity == "sigma" and recipe.training.steps and processes.rank == 0:
         _log.warning(STARTED)
     if valid is None and quantity != "valid" and about.get("masked") and processes.rank == 0:
-        _log.warning("%s is not there, nor is its mask: what lies outside is guessed", recipe.problem.stack)
+        data = getattr(recipe.problem, "stack", None) or recipe.problem.path
+        _log.warning("%s is not there, nor is its mask: what lies outside is guessed", data)
     picture = quantity == "value" and about["unit"] == "grey levels" or quantity == "valid"
     dtype = np.dtype(about.get("dtype", "uint8")) if picture and quantity == "value" else np.dtype(shown.dtype)
     if shown.unit.startswith(about["unit"]):
@@ -91,8 +93,9 @@ def render(trained: Trained, out: Path, *, region: str | None = None, scale: flo
     height = max(1, at_once(STRIP, field.device) // len(xs))
     starts = range(0, len(ys), height)[processes.rank :: processes.ranks]
     shape = (len(ys), len(xs), shown.channels)
-    told = lattice_note(about, quantity) if equation else None
-    with opened_map(processes, out, shape, dtype, unit=unit, pixel_pitch_um=pitch, description=told) as writer:
+    options = dict(unit=unit, pixel_pitch_um=pitch, description=lattice_note(about, quantity) if equation else None)
+    options["nodata"] = about.get("nodata") if picture and quantity == "value" else None
+    with opened_map(processes, out, shape, dtype, **options) as writer:
         with processes.together():
 
             def strip(start: int) -> None:
@@ -102,7 +105,7 @@ def render(trained: Trained, out: Path, *, region: str | None = None, scale: flo
                     block[~valid(part, xs)] = np.nan
                 if factor != 1.0:
                     block *= np.float32(factor)
-                writer.write(start, 0, _convert(block, dtype, limits))
+                writer.write(start, 0, _convert(block, dtype, limits, options["nodata"]))
 
             with closing(in_threads(strip, starts, field.device)) as strips:
                 for done, _ in enumerate(strips, start=1):
@@ -128,13 +131,21 @@ def opened_map(processes: Processes, *arguments, **options) -> Iterator[MapWrite
         yield writer
 
 
-def _convert(block: np.ndarray, dtype: np.dtype, limits: tuple[float, float] | None) -> np.ndarray:
+def _convert(
+    block: np.ndarray, dtype: np.dtype, limits: tuple[float, float] | None, nodata: float | None
+) -> np.ndarray:
     if dtype.kind != "u":
         return block
     top = np.iinfo(dtype).max
     if limits is not None:
         block = (block - limits[0]) * (top / max(limits[1] - limits[0], 1e-30))
-    return np.clip(np.rint(np.nan_to_num(block)), 0, top).astype(dtype)
+    codes = np.clip(np.rint(np.nan_to_num(block)), 0, top).astype(dtype)
+    if nodata is not None:
+        unknown = np.isnan(block).any(-1)
+        same = (codes == nodata).all(-1) & ~unknown  # these would be taken for pixels without data
+        codes[same, 0] = nodata - 1 if nodata == top else nodata + 1
+        codes[unknown] = nodata
+    return codes
 
 
 def _limits(shown: Quantity, ys: torch.Tensor, xs: torch.Tensor, factor: float) -> tuple[float, float]:

@@ -28,6 +28,7 @@ from cpikan_hr.data.windows import Converted, RawRows, Source, native
 from cpikan_hr.errors import UserError
 
 _LARGE = 2**22  # samples of a strip or tile that is decoded only once
+_RANGES = ("MaxSampleValue", "SMinSampleValue", "SMaxSampleValue")
 _VALUE_UNIT = re.compile(r'K="ValueUnit"[^>]*>([^<]+)<')
 
 
@@ -139,9 +140,36 @@ def _open_page(tif: tifffile.TiffFile, path: Path, pictures: list, page: int) ->
         source = Converted(source, channels, seen, all_steps)
     if ifd.bitspersample == 1:
         source.stored = np.dtype(bool)
+    nodata = _nodata(ifd, name)
+    if nodata is not None and steps:  # as the pixels are seen, of which one has been given that value
+        nodata = float(all_steps(np.full((1, 1, planes * samples), nodata).astype(dtype)).flat[0])
+    source.nodata, source.range = nodata, _range(ifd, dtype) or source.range
     asked = ifd.tags.valueof(274)
     source.orientation = int(asked) if asked in UPRIGHT else 1
     return source
+
+
+def _nodata(ifd: tifffile.TiffPage, name: str) -> float | None:
+    """What GDAL calls the no-data value; None where the tag is missing, empty or NaN, which holds no data anyway."""
+    tag = ifd.tags.get("GDAL_NODATA")
+    said = "" if tag is None else str(tag.value).strip(" \0")
+    try:
+        value = float(said.replace(",", ".") or "nan")
+    except ValueError:
+        raise UserError(f"{name}: its no-data value (tag GDAL_NODATA) is {said!r}, no number; mend the tag") from None
+    return value if math.isfinite(value) else None
+
+
+def _range(ifd: tifffile.TiffPage, dtype: np.dtype) -> float | None:
+    """Of the samples, by the tags MaxSampleValue, or SMinSampleValue and SMaxSampleValue; those of 8 bits have 255."""
+    found = {name: np.atleast_1d(ifd.tags[name].value) for name in _RANGES if name in ifd.tags}
+    if dtype.kind == "u" and dtype.itemsize > 1:
+        tops = [found[name].max() for name in ("SMaxSampleValue", "MaxSampleValue") if name in found]
+        return float(tops[0]) if tops and tops[0] > 0 else None
+    if dtype.kind == "f" and {"SMinSampleValue", "SMaxSampleValue"} <= found.keys():
+        size = float(found["SMaxSampleValue"].max()) - float(found["SMinSampleValue"].min())
+        return size if 0 < size < math.inf else None
+    return None
 
 
 def tiff_unit(path: str | os.PathLike) -> str | None:

@@ -29,9 +29,15 @@ _EXACT = 2**53  # integers up to here are exact in double precision
 class Source(ABC):
     """A picture of `shape` (H, W, C) and native `dtype`; `stored` is the dtype in the file, bool for one bit. `name`
     says in messages which file (and page) it is, `orientation` (1 to 8, EXIF) how the file asks to be turned: nobody
-    has turned it."""
+    has turned it.
+
+    What the file itself says of its values, None where it says nothing: `nodata`, which pixels without data hold, and
+    `range`, from the least to the largest value that a sample may have.
+    """
 
     orientation = 1
+    nodata: float | None = None
+    range: float | None = None
 
     def __init__(self, name: str, shape: tuple[int, int, int], dtype: np.dtype):
         if shape[0] < 1 or shape[1] < 1:
@@ -41,6 +47,8 @@ class Source(ABC):
                 f"{name}: {shape[0]} x {shape[1]} pixels are above the limit of {MAX_PIXELS}; cut the image in parts"
             )
         self.name, self.shape, self.dtype, self.stored = name, shape, native(name, dtype), np.dtype(dtype)
+        if np.dtype(dtype).kind == "b":
+            self.range = 1.0
 
     def read(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         """Pixels [y1 - y0, x1 - x0, C] of the rows y0 <= y < y1 and columns x0 <= x < x1; a copy in `dtype`.

@@ -42,6 +42,7 @@ class MapWriter:
     .ome.tif as OME-XML, with the pitch as PhysicalSizeX/Y and the unit of the values as a MapAnnotation.
     One process creates the scratch file (`create=True`) and finishes; others, started after it, write with
     `create=False`.
+    `nodata`: what pixels without data hold, which a TIFF says (GDAL_NODATA).
     Leaving the `with` block without `finish` removes everything. UserError: unknown suffix, dtype the format cannot
     hold, disk too small, no permission.
     """
@@ -55,10 +56,12 @@ class MapWriter:
         unit: str | None = None,
         pixel_pitch_um: float | None = None,
         description: str | None = None,
+        nodata: float | None = None,
         create: bool = True,
     ):
         self.path, self.dtype = Path(path), np.dtype(dtype)
         self.shape: tuple[int, int, int] = (*shape, 1)[:3]
+        self._nodata = nodata
         self._about = {"unit": unit, "pixel_pitch_um": pixel_pitch_um, "description": description}
         self._suffix, self._fd, self._create, self._converted = self.path.suffix.lower(), None, create, False
         self._finished, self._held = False, ExitStack()
@@ -203,6 +206,7 @@ class MapWriter:
                 tile=(TIFF_TILE, TIFF_TILE),
                 photometric="rgb" if self.shape[2] == 3 and self.dtype.kind == "u" else "minisblack",
                 planarconfig="contig" if self.shape[2] > 1 else None,
+                extratags=[] if self._nodata is None else [(42113, "s", 0, f"{self._nodata:g}", True)],
                 **(self._ome(about) if ome else {"description": strict_json.dumps(about), "metadata": None}),
             )
 

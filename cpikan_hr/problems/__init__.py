@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from cpikan_hr.data.known import Known
 from cpikan_hr.data.pages import split_page
 from cpikan_hr.data.source import Source, open_source
 from cpikan_hr.data.stack import keep_stack, open_stack
@@ -22,7 +23,7 @@ def build_problem(recipe: Recipe) -> Problem:
     options = recipe.problem
     if isinstance(options, PDEProblem):
         return PDE(recipe)
-    return Image(options) if isinstance(options, ImageProblem) else Interferometry(options)
+    return Image(options, recipe.target.range) if isinstance(options, ImageProblem) else Interferometry(options)
 
 
 def reference_of(recipe: Recipe, path: Path | None = None) -> Source | None:
@@ -30,8 +31,17 @@ def reference_of(recipe: Recipe, path: Path | None = None) -> Source | None:
     where that is not known. Nothing is decoded for it."""
     options = recipe.problem
     if isinstance(options, ImageProblem):
-        return open_source(path) if path else build_problem(recipe).reference()
+        return _picture(recipe, path) if path else build_problem(recipe).reference()
     return true_height(options, path)
+
+
+def _picture(recipe: Recipe, path: Path) -> Source:
+    """The picture `path`, NaN where it has no data, or where the run's own has none, if that is there."""
+    source, mask = open_source(path), None
+    if Image.is_there(recipe.problem):
+        own = build_problem(recipe)
+        mask = own.mask if own.may_lack and own.shape == source.shape[:2] else None
+    return Known(source, source.nodata, mask)
 
 
 def keep_data(recipe: Recipe, out: Path) -> None:
@@ -39,5 +49,7 @@ def keep_data(recipe: Recipe, out: Path) -> None:
     options = recipe.problem
     if isinstance(options, InterferometryProblem) and Path(options.stack).exists():
         keep_stack(open_stack(options.stack), out)
-    elif isinstance(options, ImageProblem) and out.resolve() == split_page(options.path)[0].resolve():
-        raise UserError(f"{out}: is the picture that the field was fitted to; name another file")
+    elif isinstance(options, ImageProblem):
+        for path, what in ((options.path, "picture"), (options.mask, "mask of the picture")):
+            if path is not None and out.resolve() == split_page(path)[0].resolve():
+                raise UserError(f"{out}: is the {what} that the field was fitted to; name another file")

@@ -19,6 +19,12 @@ class ImageProblem(Section):
     )
     rotate: Literal[0, 90, 180, 270] = Field(0, description="turn the picture counter-clockwise by so many degrees")
     flip: Literal["none", "rows", "columns"] = Field("none", description="mirror after turning")
+    nodata: float | None = Field(
+        None,
+        allow_inf_nan=False,
+        description="value of pixels without data (null: what a TIFF's GDAL_NODATA says); NaN and Inf never are data",
+    )
+    mask: str | None = Field(None, description="picture of the same size, as stored; nonzero holds data")
     laplacian: float = Field(0.0, ge=0, description="weight of the mean squared Laplacian (px^-2), a smoothness prior")
     variation: float = Field(
         0.0, ge=0, description="weight of the total variation of the gradient (px^-2), a prior that leaves edges"

@@ -58,7 +58,14 @@ class StartOptions(Section):
 class TargetOptions(Section):
     """What adaptive levels aim at; all null: only the noise limits them (`start.threshold`)."""
 
-    psnr: float | None = Field(None, gt=0, description="dB, over the full range of 8/16-bit pictures (1 for floats)")
+    psnr: float | None = Field(None, gt=0, description="dB of a picture, over its `range`")
+    range: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="what a PSNR refers to, here and in `evaluate` (null: 255 for 8 bits; else what a TIFF says; for "
+        "16 bits 255, 1023, 4095, 16383 or 65535, the least that holds the values; for floats their range)",
+    )
     rmse: float | None = Field(None, gt=0, description="in the unit of the field")
     params_per_px: float | None = Field(None, gt=0, description="most parameters per pixel and channel")
     seconds: float | None = Field(

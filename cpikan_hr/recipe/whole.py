@@ -40,6 +40,8 @@ class Recipe(Section):
                     )
         if self.problem.kind == "interferometry" and self.target.psnr is not None:
             raise ValueError("'target.psnr': heights have no full range: give target.rmse in nm")
+        if self.problem.kind == "interferometry" and self.target.range is not None:
+            raise ValueError("'target.range': is for pictures; leave it out")
         self._fits_equation() if self.problem.kind == "pde" else self._fits_pixels()
         return self
 
@@ -65,7 +67,7 @@ class Recipe(Section):
         for key in ("settle_rmse", "sweep_every"):
             if getattr(self.training, key) is not None:
                 raise ValueError(f"'training.{key}': is for fields of pixels; leave it out")
-        for key in ("psnr", "rmse", "params_per_px"):
+        for key in ("psnr", "range", "rmse", "params_per_px"):
             if getattr(self.target, key) is not None:
                 raise ValueError(f"'target.{key}': is for fields of pixels; leave it out")
         for key, given, default in (("start", self.start, StartOptions()), ("batch", self.batch, BatchOptions())):

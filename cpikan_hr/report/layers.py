@@ -16,7 +16,7 @@ from cpikan_hr.data.source import Source
 from cpikan_hr.fields import pixel_axis
 from cpikan_hr.parallel import in_threads
 from cpikan_hr.problems import Interferometry, Problem, build_problem
-from cpikan_hr.quantities import knows_sigma, quantity_of, stack_mask
+from cpikan_hr.quantities import data_mask, knows_sigma, quantity_of
 from cpikan_hr.recipe import Recipe
 from cpikan_hr.report.pyramid import shrink
 from cpikan_hr.training.weights import Trained
@@ -66,7 +66,7 @@ def strips(trained: Trained, problem: Problem | None, reference: Source | None, 
     block = block_of((height, width))
     rows = strip_rows((height, width))
     xs = pixel_axis(0, width)
-    valid = stack_mask(recipe)
+    valid = data_mask(recipe, about)
     framed = has_frames(problem)
     deviation = quantity_of(trained, "sigma").block if framed and knows_sigma(recipe) else None
 

@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from cpikan_hr.data.source import Source
 from cpikan_hr.problems import Problem
-from cpikan_hr.quantities import STARTED, knows_sigma
+from cpikan_hr.quantities import STARTED, full_range, knows_sigma
 from cpikan_hr.report.layers import block_of, has_frames, precision
 from cpikan_hr.report.pyramid import QUALITY, MapTiles, PictureTiles
 from cpikan_hr.training.weights import Trained
@@ -40,9 +38,8 @@ def planned(trained: Trained, problem: Problem | None, reference: Source | None)
     title = "Height map" if unit == "nm" else "Picture" if kind == "image" else "Field"
     if is_picture(about):
         note = f"Shown with 8 bits per colour, WebP of quality {QUALITY}."
-        layers = [
-            Layer("field", title, unit=unit, colours="", note=note, kind="picture", full=full_range(about), **size)
-        ]
+        full = full_range(about) or 1.0
+        layers = [Layer("field", title, unit=unit, colours="", note=note, kind="picture", full=full, **size)]
     else:
         step = precision(trained)
         note = f"Stored in steps of {step:g} {unit}.".replace(" .", ".") if step else ""
@@ -78,11 +75,6 @@ def planned(trained: Trained, problem: Problem | None, reference: Source | None)
 def is_picture(about: dict) -> bool:
     """Whether the field is seen as it is, not through a scale of colours."""
     return about["channels"] == 3 or about["channels"] == 1 and about.get("dtype") == "uint8"
-
-
-def full_range(about: dict) -> float:
-    kind = np.dtype(about.get("dtype", "uint8"))
-    return float(np.iinfo(kind).max) if kind.kind == "u" else 1.0
 
 
 def encoder(layer: Layer, trained: Trained) -> MapTiles | PictureTiles:

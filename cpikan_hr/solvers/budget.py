@@ -45,6 +45,7 @@ class Sample:
         every, halo = sizes_of(field, group)
         self.sizes = sizes or every
         self.shape, self.channels = shape, field.mix.shape[0]
+        self.spread = float(field.spread.max())  # prices are sought around it, whatever the data's unit
         coarsest = self.sizes[0]
         # About 64 places, so that no single region decides.
         blocks = blocks_of(shape, coarsest.stride, max(coarsest.stride**2, SAMPLED // 64))
@@ -79,7 +80,7 @@ class Sample:
 
     def price_for(self, wanted: float, which: int, rounds: int = 18) -> float:
         """The price at which `at(price)[which]` meets `wanted`: 0 the error (from below), 1 the terms (from above)."""
-        low, high = math.log(1e-6), math.log(1e6)
+        low, high = math.log(1e-6 * self.spread), math.log(1e6 * self.spread)
         for _ in range(rounds):
             middle = (low + high) / 2
             value = self.at(math.exp(middle))[which]

@@ -297,8 +297,8 @@ def run_steps(
                         seen.append((jet._replace(rows=jet.rows.detach()), data))
                     # The mean over ranks and micro-batches of this is the mean over the whole batch.
                     updater.backward(losses.sum() * (shares / points))
-                told = (losses.detach().double().sum(), errors.detach().double().sum(), sums.new_tensor(len(losses)))
-                sums += torch.stack(told)
+                known = data.get("known", torch.ones_like(losses))  # pixels without data are no points
+                sums += torch.stack([part.detach().double().sum() for part in (losses, errors, known)])
             norm = stepped(updater, problem, seen, processes)
             batches.finish(total)
             tracker.update(points)
@@ -309,7 +309,7 @@ def run_steps(
             if updater.steps % options.log_every == 0 or updater.steps == options.steps:
                 if accelerator.num_processes > 1:
                     torch.distributed.all_reduce(sums)
-                loss, error = (sums[:2] / sums[2]).tolist()
+                loss, error = (sums[:2] / sums[2].clamp_min(1)).tolist()
                 name, value = problem.figure(error)
                 lr = max(updater.learning_rates)
                 tiles = {"tiles": field.trained_tiles} if options.settle_rmse else {}

@@ -49,5 +49,5 @@ def test_integers_that_single_precision_would_round_are_refused_with_their_pixel
     values[3, 4] = 2**24 + 1
     np.save(tmp_path / "p.npy", values)
     problem = Image(ImageProblem(path=str(tmp_path / "p.npy")))
-    with pytest.raises(UserError, match=r"pixel \(3, 4\) as seen is 16777217, which single precision rounds"):
+    with pytest.raises(UserError, match=r"pixel \(3, 4\) is 16777217, which single precision rounds"):
         problem.target(2, 5, 1, 7)

@@ -50,5 +50,5 @@ def test_a_picture_s_loss_has_it(tmp_path):
     problem = Image(ImageProblem(path=str(tmp_path / "p.npy"), variation=3.0))
     assert problem.order == "hessian"
     jet = jet_of(2.0, 0.0, 0.0)
-    loss, error = problem.loss(jet, {"values": torch.ones(2, 1, dtype=torch.float64)})
+    loss, error = problem.loss(jet, {"values": torch.ones(2, 1, dtype=torch.float64), "known": torch.ones(2)})
     assert (loss - error).numpy() == pytest.approx(3.0 * (np.sqrt(4 + SMOOTH**2) - SMOOTH), rel=1e-12)

@@ -5,7 +5,6 @@ import pytest
 import yaml
 
 from cpikan_hr.data.synth import synth
-from cpikan_hr.errors import UserError
 from cpikan_hr.problems import Image, Interferometry
 from cpikan_hr.problems import image as image_module
 from cpikan_hr.recipe import ImageProblem, InterferometryProblem
@@ -58,15 +57,6 @@ def test_of_a_picture(orientation, tmp_path, monkeypatch):
     problem = Image(ImageProblem(path=str(tmp_path / "picture.npy"), rotate=orientation[0], flip=orientation[1]))
     problem.source = spy = Spy(problem.source)
     assert agreeing(problem, spy, monkeypatch) == 4 * len(WINDOWS)
-
-
-def test_a_strip_that_is_not_finite_is_named_by_its_place_in_the_picture(tmp_path, monkeypatch):
-    pixels = np.zeros((150, 100), np.float32)
-    pixels[131, 17] = np.nan
-    np.save(tmp_path / "picture.npy", pixels)
-    monkeypatch.setattr(image_module, "STRIP", BOUND)
-    with pytest.raises(UserError, match=r"pixel \(131, 17\)"):
-        Image(ImageProblem(path=str(tmp_path / "picture.npy"))).target(0, 150, 0, 100, 2)
 
 
 @pytest.mark.parametrize("wavelengths", [1, 4])

@@ -39,7 +39,7 @@ def test_the_wafer_recipe_beats_the_classical_decode(stack, tmp_path, capsys):
     capsys.readouterr()
     assert cli(["evaluate", str(run)]) == 0
     figures = json.loads(capsys.readouterr().out)
-    keys = "rmse psnr ssim rel_l2 seam params bytes params_per_px train_seconds peak_rss_mb gpu_peak_mb unit"
+    keys = "rmse psnr range ssim rel_l2 seam params bytes params_per_px train_seconds peak_rss_mb gpu_peak_mb unit"
     keys += " pv sq sa bow warp removed"
     assert set(keys.split()) == set(figures)
     assert cli(["decode", str(stack), "--out", str(tmp_path / "h.npy")]) == 0
