@@ -4,12 +4,9 @@ Invariant: a window decodes only the segments it overlaps. tifffile parses the f
 is ours (`pread`), so that threads never share a file position.
 """
 
-import json
 import logging
 import os
-import re
 import weakref
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +16,6 @@ from cpikan_hr.data.windows import RawRows, Source, native
 from cpikan_hr.errors import UserError
 
 _PHOTOMETRIC = (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
-_VALUE_UNIT = re.compile(r'K="ValueUnit"[^>]*>([^<]+)<')
 
 
 class _Complaints(logging.Filter):
@@ -74,20 +70,6 @@ def open_tiff(path: Path, page: int) -> Source:
         if ifd.is_final and ifd.is_contiguous and planes == 1 and ifd.compression == 1 and ifd.predictor == 1:
             return RawRows(fd, name, shape, dtype, ifd.dataoffsets[0], width * samples * dtype.itemsize)
         return _Segments(fd, name, shape, ifd, planes)
-
-
-def tiff_unit(path: str | os.PathLike) -> str | None:
-    """The unit of the values, as `MapWriter` notes it (JSON, or a MapAnnotation in OME-XML); None where none is."""
-    path = Path(path)
-    if path.suffix.lower() not in (".tif", ".tiff") or not path.is_file():
-        return None
-    with _opened(path) as tif:
-        said = tif.pages[0].description or ""
-    if said.startswith("{"):
-        with suppress(ValueError):
-            return json.loads(said).get("unit")
-    found = _VALUE_UNIT.search(said)
-    return found and found[1]
 
 
 class _Segments(Source):
