@@ -50,9 +50,9 @@ def render(trained: Trained, out: Path, *, region: str | None = None, scale: flo
     """Writes the map: heights as float32, NaN where the stack's mask is off; 8/16-bit pictures as such.
 
     Of an equation: its lattice, `scale` times as many points; `region` is in lattice points.
-    `quantity`: one of `quantities.NAMES`. `unit`: a length (`data/units.py`), of heights only; None is nm. `mask`: "stack",
-    or "valid" for NaN wherever the frames tell nothing (shadows, clipped samples, undecided orders) and the field only
-    fills in.
+    `quantity`: one of `quantities.NAMES`. `unit`: a length (`data/units.py`), of heights only; None is nm. `mask`:
+    "stack", or "valid" for NaN wherever the frames tell nothing (shadows, clipped samples, undecided orders) and the
+    field only fills in.
     """
     field, recipe, about = trained
     if scale <= 0 or not np.isfinite(scale):

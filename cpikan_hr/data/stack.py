@@ -130,7 +130,7 @@ class Stack:
         return self.bit_depth if self.dtype.kind == "u" else None
 
     def read(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        """Frames [J, K, y1 - y0, x1 - x0] in their native dtype. UserError: damaged file; NaN/Inf, too large a value."""
+        """Frames [J, K, y1 - y0, x1 - x0] in their dtype. UserError: damaged file, NaN/Inf, too large a value."""
         present = self.present
         out = np.empty((*present.shape, y1 - y0, x1 - x0), self.dtype)
         for (j, k), frame in zip(np.argwhere(present), self._frames, strict=True):

@@ -35,8 +35,8 @@ def write_report(
 ) -> Path:
     """Writes one HTML file about `run`, a folder or a field's file: `out`, by default report.html beside the field.
 
-    `reference`: a map or picture to compare with instead of the problem's own; `reference_unit`: of its heights, if it does
-    not say it; `remove`: see `problems/surface.py`.
+    `reference`: a map or picture to compare with instead of the problem's own; `reference_unit`: of its heights, if
+    it does not say it; `remove`: see `problems/surface.py`.
     Where the run's data are gone, their parts say so. UserError: no field, damaged data, another size, no room.
     """
     trained = load_field(run, compute_device(), mapped=True)
