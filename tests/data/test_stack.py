@@ -185,7 +185,7 @@ def test_a_pixel_that_is_no_number_is_named(tmp_path, value):
 
 def test_wavelengths_in_nm_are_those_in_um(folder):
     stack = open_stack(describe(folder, wavelengths_um=None, wavelengths_nm=[632.8, 532.0]))
-    assert stack.wavelengths_um == [0.6328, 0.532]
+    assert stack.wavelengths_um == pytest.approx([0.6328, 0.532])
 
 
 def test_projected_fringes_have_long_wavelengths_where_heights_are_as_large(folder):
