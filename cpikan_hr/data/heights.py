@@ -1,12 +1,11 @@
 """Maps of heights: in nm, whatever unit their file says, and NaN outside a mask and where the file marks no data."""
 
-import logging
 import os
 from collections.abc import Callable
-from functools import cache
 
 import numpy as np
 
+from cpikan_hr.data.said import say_once
 from cpikan_hr.data.source import open_source
 from cpikan_hr.data.tiff_values import Values, tiff_values
 from cpikan_hr.data.units import nm_per
@@ -15,8 +14,6 @@ from cpikan_hr.errors import UserError
 
 OPTION = "--reference-unit"  # of the commands that take a reference
 WindowMask = Callable[[int, int, int, int], np.ndarray]  # of rows y0:y1 and columns x0:x1, bool [h, w]
-
-_log = logging.getLogger(__name__)
 
 
 class Heights(Source):
@@ -54,14 +51,7 @@ def open_heights(path: str | os.PathLike, unit: str | None = None, option: str =
         nm = nm_per(values.unit, f"{path}: the unit of its values")
     else:
         side = f" (only that its pixels' sides are in {values.side})" if values.side else ""
-        _tell(f"{path}: does not say the unit of its heights{side}: taken as nm; {option} UNIT says another")
+        say_once(f"{path}: does not say the unit of its heights{side}: taken as nm; {option} UNIT says another")
         nm = 1.0
     plain = (values.slope * nm, values.offset, values.no_data) == (1.0, 0.0, None)
     return source if plain else Heights(source, nm, values=values)
-
-
-@cache
-def _tell(line: str) -> None:
-    """Once a process, however often a map is opened."""
-    _log.warning(line)
-

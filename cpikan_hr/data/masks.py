@@ -6,23 +6,20 @@ What is no plain mask is decided like this, and said in a line
 * NaN is invalid. Infinite and negative numbers are refused, and a mask in which no pixel is valid.
 """
 
-import logging
 import threading
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from cpikan_hr.data.said import say_once
 from cpikan_hr.data.source import Source, open_source
 from cpikan_hr.errors import UserError
 
 STRIP = 2**20  # pixels looked at together
 _JPEG = b"\xff\xd8\xff"
 _TINGE = 64  # levels by which the channels of a grey JPEG may differ
-
-_log = logging.getLogger(__name__)
 
 
 class _Seen(NamedTuple):
@@ -107,7 +104,7 @@ class Mask:
             yield *_levels(self._source, y0, min(y0 + rows, height), 0, width), y0
 
     def _say(self, what: str, then: str) -> None:
-        _tell(f"{self._source.name}: mask: {what}{then}")
+        say_once(f"{self._source.name}: mask: {what}{then}")
 
 
 def _levels(source: Source, *window: int) -> tuple[np.ndarray, float]:
@@ -120,9 +117,3 @@ def _levels(source: Source, *window: int) -> tuple[np.ndarray, float]:
         return colours[..., 0], 0.0
     bright, dark = colours.max(axis=2), colours.min(axis=2)
     return bright, float(np.nan_to_num(bright - dark).max())
-
-
-@cache
-def _tell(line: str) -> None:
-    """Once a process, however often the stack is opened."""
-    _log.warning(line)
