@@ -71,6 +71,8 @@ def finite(text: str) -> float:
 QUANTITIES = ("value", "gradient", "laplacian", "sigma", "background", "modulation", "residual", "valid", "error")
 REMOVE = "what is taken from heights before pv, sq and sa: the mean, the plane, or the second-order surface"
 
+REFERENCE_UNIT = "of the heights in a reference that does not say it: nm, um, mm, ..."
+
 
 def parser() -> Parser:
     top = Parser(prog="cpikan-hr", description="Scaled-cPIKAN fields for very large images and interferograms")
@@ -89,7 +91,8 @@ def parser() -> Parser:
     synth.add_argument("--saturated", type=float, default=0.0, help="part of the pixels in glints that clip")
     synth.add_argument("--carrier", type=finite, nargs=2, default=None, metavar=("ROWS", "COLUMNS"),
                        help="tilt of the reference: nm of height per row and per column")  # fmt: skip
-    synth.add_argument("--height", type=Path, default=None, help="take the surface from a map in nm (.npy, TIFF)")
+    synth.add_argument("--height", type=Path, default=None, help="take the surface from a map (.npy, TIFF)")
+    synth.add_argument("--height-unit", default=None, help="of that map, where it does not say it: nm, um, mm, ...")
     synth.add_argument("--scale", type=float, default=None, help="multiply the heights of that map")
     synth.add_argument("--seed", type=int, default=0)
     synth.add_argument("--bits", type=int, default=8, choices=[8, 10, 12, 16])
@@ -116,15 +119,17 @@ def parser() -> Parser:
         "--mask", choices=["stack", "valid"], default="stack",
         help="NaN outside the stack's mask, or wherever the frames tell nothing (heights)",
     )  # fmt: skip
-    render.add_argument("--unit", choices=["nm", "um", "m"], default=None, help="of heights (nm)")
+    render.add_argument("--unit", default=None, help="of heights: nm (the default), um, mm, m, angstrom, in, ...")
     evaluate = commands.add_parser("evaluate", help="compare a trained field with a reference: one JSON line")
     evaluate.add_argument("trained", metavar="RUN", type=Path)
     evaluate.add_argument("--reference", type=Path, default=None)
+    evaluate.add_argument("--reference-unit", default=None, help=REFERENCE_UNIT)
     evaluate.add_argument("--remove", choices=["none", "plane", "bow"], default="plane", help=REMOVE)
     report = commands.add_parser("report", help="everything about a run in one HTML file")
     report.add_argument("trained", metavar="RUN", type=Path, help="a run, or a field.safetensors")
     report.add_argument("--out", type=Path, default=None, help="RUN/report.html")
     report.add_argument("--reference", type=Path, default=None)
+    report.add_argument("--reference-unit", default=None, help=REFERENCE_UNIT)
     report.add_argument("--remove", choices=["none", "plane", "bow"], default="plane", help=REMOVE)
     export = commands.add_parser("export", help="join the newest checkpoint of a run into one file, or pack its field")
     export.add_argument("trained", metavar="RUN", type=Path, help="a run, or a field.safetensors")
@@ -156,6 +161,8 @@ def run_synth(arguments) -> None:
 
     if arguments.scale is not None and arguments.height is None:
         raise UserError("--scale: multiplies the heights of a map; give --height FILE too")
+    if arguments.height_unit is not None and arguments.height is None:
+        raise UserError("--height-unit: is of the heights of a map; give --height FILE too")
     wavelengths, steps = arguments.frames
     chosen = arguments.wavelengths or [5.0 * 1.1**j for j in range(wavelengths)]
     if len(chosen) != wavelengths:
@@ -164,7 +171,8 @@ def run_synth(arguments) -> None:
     synth(
         arguments.out, size=arguments.size, wavelengths_um=chosen, steps=steps, noise=arguments.noise,
         seed=arguments.seed, bit_depth=arguments.bits, format=arguments.format, height=arguments.height,
-        scale=1.0 if arguments.scale is None else arguments.scale, flaws=flaws, progress=Progress("synth"),
+        height_unit=arguments.height_unit, scale=1.0 if arguments.scale is None else arguments.scale,
+        flaws=flaws, progress=Progress("synth"),
         carrier_nm_per_px=None if arguments.carrier is None else tuple(arguments.carrier),
     )  # fmt: skip
     print(arguments.out)
@@ -208,7 +216,7 @@ def run_render(arguments) -> None:
 def run_evaluate(arguments) -> None:
     from cpikan_hr.data.source import open_source
     from cpikan_hr.evaluate import evaluate
-    from cpikan_hr.problems import reference_of
+    from cpikan_hr.problems import reference_of, refuse_unit
     from cpikan_hr.processes import compute_device
     from cpikan_hr.training.weights import load_field
 
@@ -218,18 +226,19 @@ def run_evaluate(arguments) -> None:
     if trained.recipe.problem.kind == "pde":
         from cpikan_hr.evaluate_pde import evaluate_equation
 
+        refuse_unit(arguments.reference_unit, "an equation")
         reference = open_source(arguments.reference) if arguments.reference else None
         print(strict_json.dumps(evaluate_equation(trained, reference, size)))
         return
-    reference = reference_of(trained.recipe, arguments.reference)
+    reference = reference_of(trained.recipe, arguments.reference, arguments.reference_unit)
     print(strict_json.dumps(evaluate(trained, reference, size, arguments.remove)))
 
 
 def run_report(arguments) -> None:
     from cpikan_hr.report import write_report
 
-    options = dict(reference=arguments.reference, remove=arguments.remove, progress=Progress("report"))
-    print(write_report(arguments.trained, arguments.out, **options))
+    options = dict(reference=arguments.reference, reference_unit=arguments.reference_unit, remove=arguments.remove)
+    print(write_report(arguments.trained, arguments.out, progress=Progress("report"), **options))
 
 
 def run_export(arguments) -> None:

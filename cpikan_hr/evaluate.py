@@ -1,5 +1,6 @@
 """Compares a trained field with a reference, strip by strip, and measures its seams. The field is rendered once."""
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -18,11 +19,14 @@ from cpikan_hr.mapped import release
 from cpikan_hr.parallel import at_once, in_threads
 from cpikan_hr.problems.surface import surface_figures
 from cpikan_hr.quantities import data_mask, full_range
+from cpikan_hr.recipe import Recipe
 from cpikan_hr.runtime import peak_rss_mb
 from cpikan_hr.training.weights import Trained
 
+_log = logging.getLogger(__name__)
 STRIP = 2**20  # pixels rendered at a time
 COMPARED = 2**19  # and compared by one thread
+ALIKE, OFFSET = 0.9, 10  # correlation with the reference, and mean over the rest of the error, from which on it is said
 HALO = 3  # half of the SSIM window
 POINTS = 2**13  # evaluated at a time, one by one
 
@@ -60,7 +64,8 @@ def evaluate(
     def compare(rows: slice, truth: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, int, float, float]:
         known = np.isfinite(truth)
         truth, error = truth[known].astype(np.float64), (value - truth)[known].astype(np.float64)
-        sums = np.array([error.sum(), np.square(error).sum(), np.square(truth).sum()])
+        each = error, np.square(error), np.square(truth), truth, error * truth
+        sums = np.array([part.sum() for part in each])
         return sums, truth.size, truth.min(initial=math.inf), truth.max(initial=-math.inf)
 
     total, count, low, high = zip(*strips(rendered, reference, compare), strict=True)
@@ -69,6 +74,8 @@ def evaluate(
         raise UserError(f"reference {reference.name}: no finite pixel to compare with; give another")
     offset = total[0] / count if getattr(recipe.problem, "remove_offset", False) else 0.0
     squared = max(total[1] / count - (2 * offset * total[0] / count - offset**2), 0.0)
+    if about["unit"] == "nm":
+        tell_doubts(reference.name, total / count, recipe)
     full = full_range(about) or max(high - low, 1e-30)
     return {
         "rmse": math.sqrt(squared),
@@ -80,6 +87,27 @@ def evaluate(
         **surface(trained, remove, rendered),
         **costs(trained, file_bytes),
     }
+
+
+def tell_doubts(name: str, moments: np.ndarray, recipe: Recipe) -> None:
+    """One line where heights and reference differ by a factor or a sign that a unit or a convention explains.
+
+    `moments`: means of error, error^2, truth^2, truth and error * truth.
+    """
+    bias, squared, power, mean, product = moments.tolist()
+    spread, error = power - mean**2, squared - bias**2
+    if spread <= 0:
+        return
+    slope = 1 + (product - bias * mean) / spread  # of the heights over the reference
+    variance = error + spread + 2 * (product - bias * mean)  # of the heights
+    correlation = slope * math.sqrt(spread / variance) if variance > 0 else 0.0
+    if correlation < -ALIKE:
+        _log.warning("%s: the heights run against it (correlation %.2f): is its sign another?", name, correlation)
+    elif correlation > ALIKE and not 0.5 < slope < 2:
+        _log.warning("%s: the heights are %.3g times as large: is its unit another? Give --reference-unit", name, slope)
+    elif bias**2 > (OFFSET**2) * error and not recipe.problem.remove_offset:
+        _log.warning("%s: the heights lie %.4g nm above it on average; is it known up to a constant only? Then set "
+                     "problem.remove_offset", name, bias)  # fmt: skip
 
 
 def costs(trained: Trained, file_bytes: int) -> dict:

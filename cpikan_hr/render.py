@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cpikan_hr.data.heights import PER_NM
+from cpikan_hr.data.units import canonical, nm_per
 from cpikan_hr.data.writers import MapWriter
 from cpikan_hr.errors import UserError
 from cpikan_hr.parallel import at_once, in_threads
@@ -51,16 +51,17 @@ def render(trained: Trained, out: Path, *, region: str | None = None, scale: flo
     picture's no-data value, or 0.
 
     Of an equation: its lattice, `scale` times as many points; `region` is in lattice points.
-    `quantity`: one of `quantities.NAMES`. `unit`: nm, um or m, of heights only; None is nm. `mask`: "stack", or "valid"
-    for NaN wherever the frames tell nothing (shadows, clipped samples, undecided orders) and the field only fills in.
+    `quantity`: one of `quantities.NAMES`. `unit`: a length (`data/units.py`), of heights only; None is nm. `mask`:
+    "stack", or "valid" for NaN wherever the frames tell nothing (shadows, clipped samples, undecided orders) and the
+    field only fills in.
     """
     field, recipe, about = trained
     if scale <= 0 or not np.isfinite(scale):
         raise UserError(f"--scale {scale}: give a positive number")
-    if unit is not None and about["unit"] not in PER_NM:
+    if unit is not None and about["unit"] != "nm":
         raise UserError(f"--unit {unit}: the field is in {about['unit']}, not a height; leave it out")
-    unit = unit or about["unit"]
-    factor = PER_NM[unit] / PER_NM[about["unit"]] if unit in PER_NM else 1.0
+    factor = 1.0 if unit is None else 1 / nm_per(unit, "--unit")
+    unit = about["unit"] if unit is None else canonical(nm_per(unit, "--unit"))
     y0, y1, x0, x1 = parse_region(region, tuple(about["shape"]))
     if max(y1 - y0, x1 - x0) * scale > MAX_SIDE:
         raise UserError(f"--scale {scale}: more than {MAX_SIDE} pixels on a side; render regions one by one")

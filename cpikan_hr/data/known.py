@@ -3,10 +3,8 @@
 import numpy as np
 
 from cpikan_hr.data.heights import WindowMask
-from cpikan_hr.data.windows import Source
+from cpikan_hr.data.windows import Source, holds
 from cpikan_hr.errors import UserError
-
-HUGE = 1e30  # no-data values beyond it stand for the least or largest float, and are often written with few digits
 
 
 class Known(Source):
@@ -26,7 +24,7 @@ class Known(Source):
             values = stored.astype(np.float32)
         known = np.isfinite(values).all(-1) if stored.dtype.kind == "f" else np.ones(values.shape[:2], bool)
         if self.nodata is not None:
-            same = _equal(stored, self.nodata)
+            same = holds(stored, self.nodata)
             known &= ~(same.all(-1) if stored.dtype.kind == "u" else same.any(-1))
         if self._mask is not None:
             known &= self._mask(*window)
@@ -42,8 +40,3 @@ class Known(Source):
                 f"{self.name}: pixel ({window[0] + y}, {window[2] + x}) is {stored[y, x].max():.0f}, which single "
                 "precision rounds; take an offset off, or save it as float32"
             )
-
-
-def _equal(stored: np.ndarray, nodata: float) -> np.ndarray:
-    with np.errstate(over="ignore", invalid="ignore"):
-        return np.isclose(stored, nodata, rtol=1e-5, atol=0) if abs(nodata) > HUGE else stored == nodata

@@ -11,21 +11,23 @@ import os
 import numpy as np
 from skimage.restoration import inpaint_biharmonic
 
+from cpikan_hr.data.heights import open_heights
 from cpikan_hr.data.scene import HEIGHT_RANGE_UM, Wafer
-from cpikan_hr.data.source import open_source
 from cpikan_hr.data.windows import mirrored
 from cpikan_hr.errors import UserError
 
 
 class MeasuredSurface(Wafer):
-    """`scale` times the heights in nm of the map `path` (.npy or TIFF [H, W]), on an image of `shape` (H, W) pixels.
+    """`scale` times the heights of the map `path` (.npy or TIFF [H, W]), on an image of `shape` (H, W) pixels.
+
+    `unit`: of these heights, where the map does not say it.
 
     UserError: no map of one channel, nothing finite in it, heights that span more than the instrument's range.
     """
 
-    def __init__(self, shape: tuple[int, int], seed: int, path: str | os.PathLike, scale: float = 1.0):
+    def __init__(self, shape: tuple[int, int], seed: int, path: str | os.PathLike, scale: float = 1.0, unit=None):
         super().__init__(shape, seed)
-        source = open_source(path)
+        source = open_heights(path, unit, "--height-unit")
         rows, columns, channels = source.shape
         if channels != 1:
             raise UserError(f"{path}: {channels} channels; a height map has one")
@@ -36,7 +38,8 @@ class MeasuredSurface(Wafer):
         low, high = heights[known].min(), heights[known].max()
         room_um = HEIGHT_RANGE_UM[1] - HEIGHT_RANGE_UM[0]
         if high - low > 1000 * room_um:
-            raise UserError(f"{path}: heights span {(high - low) / 1000:.3g} um, more than {room_um:g}; lower --scale")
+            span = f"heights span {(high - low) / 1000:.3g} um, more than {room_um:g}"
+            raise UserError(f"{path}: {span}; lower --scale, or check --height-unit")
         if not known.all():
             heights = inpaint_biharmonic(np.where(known, heights, 0), ~known).clip(low, high)
         self._map = (heights - (low + high) / 2).astype(np.float32)

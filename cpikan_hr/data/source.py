@@ -5,7 +5,6 @@ Invariant: every format gives the same `Source` (see `windows`), so nothing behi
 """
 
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +15,12 @@ from cpikan_hr.data.orientation import UPRIGHT, Oriented
 from cpikan_hr.data.pages import page_of, split_page
 from cpikan_hr.data.picture import Picture, count_pictures
 from cpikan_hr.data.pnm import MAGIC, open_pnm
+from cpikan_hr.data.said import say_once
 from cpikan_hr.data.tiff import open_tiff, open_tiff_pages
 from cpikan_hr.data.windows import MAX_PIXELS, Converted, PackedRows, RawRows, Source
 from cpikan_hr.errors import UserError
 
 __all__ = ["MAX_PIXELS", "Source", "open_pages", "open_source", "tell_orientation"]
-
-_told: set[str] = set()  # files whose orientation has been told
 
 
 def open_source(path: str | os.PathLike, page: int | None = None, *, upright: bool | None = None) -> Source | Oriented:
@@ -59,17 +57,14 @@ def open_pages(path: str | os.PathLike) -> list[Source]:
 
 def tell_orientation(source: Source) -> None:
     """Warns once, on stderr, where the file asks to be turned."""
-    if source.orientation == 1 or source.name in _told:
+    if source.orientation == 1:
         return
-    _told.add(source.name)
     rotate, flip = UPRIGHT[source.orientation]
     asked = " and ".join([f"a turn by {rotate} degrees"] * (rotate > 0) + [f"mirrored {flip}"] * (flip != "none"))
-    if os.environ.get("RANK", "0") == "0":  # one of the processes of a launch
-        print(
-            f"warning: {source.name}: its orientation tag {source.orientation} asks for {asked}; it is read as it is "
-            "stored (problem.rotate and problem.flip turn it; a picture also problem.orientation file)",
-            file=sys.stderr,
-        )
+    say_once(
+        f"{source.name}: its orientation tag {source.orientation} asks for {asked}; it is read as it is stored "
+        "(problem.rotate and problem.flip turn it; a picture also problem.orientation file)"
+    )
 
 
 def _open(path: Path, page: int | None) -> Source:

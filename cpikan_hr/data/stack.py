@@ -6,7 +6,8 @@ Invariants
 * Wavelengths may have different numbers of steps: what the shorter ones lack up to K is NaN in `phase_steps_rad` and
   0 in what `read` returns.
 * All frames have one size and one dtype; only the windows asked for are read.
-* Every pixel handed out was checked: finite, and not above 2**bit_depth - 1 in integer frames.
+* Every pixel handed out was checked: finite, and not above 2**bit_depth - 1 in integer frames. Outside the mask what
+  is neither is handed out as 0.
 """
 
 import difflib
@@ -20,19 +21,33 @@ from typing import Annotated
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from cpikan_hr.data.masks import Mask
 from cpikan_hr.data.pages import split_page
-from cpikan_hr.data.source import Source, open_pages, open_source, tell_orientation
+from cpikan_hr.data.plausible import check_lengths, check_steps, check_wavelengths
+from cpikan_hr.data.source import Source, open_pages, tell_orientation
+from cpikan_hr.data.windows import holds
 from cpikan_hr.errors import UserError
 
 STACK_FILE = "stack.yaml"
+REFERENCE_UNIT = "reference_unit in stack.yaml"  # the key, in messages
 _DIGITS = re.compile(r"([0-9]+)")
 _MEASURED = re.compile(r"((?:(?<![^\W_])-)?[0-9]+(?:\.[0-9]+)?)")  # with a sign, unless it ties words, and decimals
 MIN_STEPS = 3  # background, modulation and phase: three unknowns per wavelength
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _no_bool(value: object) -> object:
+    """`yes` and `on` are no numbers, though Python would take them for 1."""
+    if isinstance(value, bool):
+        raise ValueError("a number, not yes or no")
+    return value
+
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_no_bool)]
+Finite = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_no_bool)]
+Whole = Annotated[int, BeforeValidator(_no_bool)]
 
 
 class Circle(BaseModel):
@@ -47,20 +62,26 @@ class StackFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     frames: str | list[str] = Field(description="glob, list of files, or one multi-page TIFF, .npy or Zarr array")
-    wavelengths_um: list[Positive] = Field(min_length=1, description="one per wavelength, in the order of the frames")
+    wavelengths_um: list[Positive] = Field(
+        default=[], validate_default=False, min_length=1, description="one per wavelength, in the order of the frames"
+    )
+    wavelengths_nm: list[Positive] = Field(
+        default=[], validate_default=False, min_length=1, description="the same in nm; one of the two"
+    )
     phase_steps_rad: list[list[Finite]] | list[Finite] | None = Field(
         None,
         description="one list for all wavelengths, a list of lists (one per wavelength), or null: unknown",
     )
     pixel_pitch_um: Positive = Field(description="side of a pixel on the object")
-    mask: str | Circle | None = Field(None, description="picture, nonzero = valid; or {circle: [row, column, radius]}")
+    mask: str | Circle | None = Field(None, description="picture, 0 = invalid; or {circle: [row, column, radius]}")
     height_range_um: tuple[Finite, Finite] | None = Field(None, description="lowest and highest height that can occur")
-    bit_depth: int = Field(8, description="bits of a grey value, 1 to 16")
-    channel: int | None = Field(None, ge=0, le=2, description="which channel of colour frames to use")
+    bit_depth: Whole = Field(8, description="bits of a grey value, 1 to 16")
+    channel: Whole | None = Field(None, ge=0, le=2, description="which channel of colour frames to use")
     carrier_nm_per_px: tuple[Finite, Finite] | None = Field(
         None, description="tilt of the reference: height in nm that each row and column adds to what the fringes show"
     )
-    reference: str | None = Field(None, description="map of the true height in nm, where it is known")
+    reference: str | None = Field(None, description="map of the true height, where it is known")
+    reference_unit: str | None = Field(None, description="of the reference, if its file does not say it: nm, um, ...")
 
 
 @dataclass(frozen=True)
@@ -75,12 +96,13 @@ class Stack:
     shape: tuple[int, int]
     frame_names: list[str]
     carrier_nm_per_px: tuple[float, float] | None
-    reference: Path | None  # true height in nm
+    reference: Path | None  # true height
+    reference_unit: str | None  # where its file does not say it
     path: Path
     files: frozenset[Path]  # all that it consists of, resolved
     _frames: Sequence[Source] = field(repr=False)
     _channel: int = field(repr=False)
-    _mask: Source | Circle | None = field(repr=False)
+    _mask: Mask | Circle | None = field(repr=False)
 
     @property
     def J(self) -> int:  # noqa: N802 (the letter of the formula)
@@ -111,7 +133,7 @@ class Stack:
         return self.bit_depth if self.dtype.kind == "u" else None
 
     def read(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        """Frames [J, K, y1 - y0, x1 - x0] in their native dtype. UserError: damaged file, NaN/Inf, values too large."""
+        """Frames [J, K, y1 - y0, x1 - x0] in their dtype. UserError: damaged file, NaN/Inf, too large a value."""
         present = self.present
         out = np.empty((*present.shape, y1 - y0, x1 - x0), self.dtype)
         for (j, k), frame in zip(np.argwhere(present), self._frames, strict=True):
@@ -128,7 +150,7 @@ class Stack:
             row, column, radius = self._mask.circle
             y, x = np.arange(y0, y1)[:, None] + 0.5 - row, np.arange(x0, x1) + 0.5 - column
             return y * y + x * x <= radius * radius
-        return self._mask.read(y0, y1, x0, x1).any(axis=-1)
+        return self._mask.read(y0, y1, x0, x1)
 
     def carrier(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray | None:
         """Height in nm that the carrier adds at the pixels, float64 [y1 - y0, x1 - x0]; None without one.
@@ -144,17 +166,20 @@ class Stack:
 
     def _check_values(self, frame: Source, window: np.ndarray, y0: int, x0: int) -> None:
         if window.dtype.kind == "f":
-            if np.isfinite(window.sum()):  # one pass; a NaN or Inf anywhere reaches the sum
+            marked = frame.nodata is not None and holds(window, frame.nodata)
+            if np.isfinite(window.sum()) and not np.any(marked):  # one pass; a NaN or Inf anywhere reaches the sum
                 return
-            bad, what = ~np.isfinite(window), "not a finite number"
+            bad, what = ~np.isfinite(window) | marked, "not a finite number, or marked as no data"
         else:
             top = 2**self.bit_depth - 1
             if top >= np.iinfo(window.dtype).max or window.max() <= top:
                 return
             bad, what = window > top, f"above 2**{self.bit_depth} - 1 (bit_depth in {self.path})"
-        if bad.any():
-            i, j = (int(v) for v in np.argwhere(bad)[0])
+        counts = bad & self.mask(y0, y0 + window.shape[0], x0, x0 + window.shape[1])
+        if counts.any():
+            i, j = (int(v) for v in np.argwhere(counts)[0])
             raise UserError(f"{frame.name}: pixel ({y0 + i}, {x0 + j}) is {window[i, j]}: {what}; mend the frame")
+        window[bad] = 0
 
 
 def open_stack(path: str | os.PathLike) -> Stack:
@@ -167,8 +192,7 @@ def open_stack(path: str | os.PathLike) -> Stack:
     given = _read_yaml(path)
     if not 1 <= given.bit_depth <= 16:
         raise UserError(f"{path}: bit_depth: unsupported bit depth {given.bit_depth}; grey values have 1 to 16 bits")
-    if given.height_range_um and not given.height_range_um[0] < given.height_range_um[1]:
-        raise UserError(f"{path}: height_range_um: {list(given.height_range_um)} is empty; write [lowest, highest]")
+    _check_lengths(path, given)
     files = _frame_files(path, given)
     frames = _opened(files)
     steps = _phase_steps(path, given, len(frames))
@@ -200,9 +224,11 @@ def open_stack(path: str | os.PathLike) -> Stack:
     return Stack(
         wavelengths_um=given.wavelengths_um, phase_steps_rad=steps, pixel_pitch_um=given.pixel_pitch_um,
         height_range_um=given.height_range_um, bit_depth=given.bit_depth, shape=first.shape[:2],
-        frame_names=[frame.name for frame in frames], reference=reference, path=path,
+        frame_names=[frame.name for frame in frames], reference=reference,
+        reference_unit=given.reference_unit, path=path,
         carrier_nm_per_px=given.carrier_nm_per_px, files=frozenset(split_page(each)[0].resolve() for each in files),
-        _frames=frames, _channel=channel, _mask=_open_mask(path, given.mask, first.shape[:2]),
+        _frames=frames, _channel=channel,
+        _mask=Mask(path.parent / given.mask, first.shape[:2]) if isinstance(given.mask, str) else given.mask,
     )  # fmt: skip
 
 
@@ -213,10 +239,22 @@ def keep_stack(stack: Stack, *outputs: str | os.PathLike | None) -> None:
             raise UserError(f"{out}: belongs to the stack {stack.path}; name another file")
 
 
+class _Loader(yaml.SafeLoader):
+    """A key that is given twice is a mistake; YAML's readers take the last."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        for i, key in enumerate(keys):
+            if key in keys[:i]:
+                where = node.value[i][0].start_mark
+                raise yaml.constructor.ConstructorError(None, None, f"{key} is given twice", where)
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> StackFile:
     try:
         text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _Loader)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; a stack is a folder with a {STACK_FILE} that describes it") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -237,6 +275,17 @@ def _read_yaml(path: Path) -> StackFile:
         key = first["loc"][0]
         says = StackFile.model_fields[key].description
         raise UserError(f"{path}: {key}: {first['msg']}" + (f"; expected: {says}" if says else "")) from None
+
+
+def _check_lengths(path: Path, given: StackFile) -> None:
+    """UserError where lengths are not in the unit of their key. Wavelengths in nm become micrometres."""
+    if bool(given.wavelengths_um) == bool(given.wavelengths_nm):
+        said = "both are given" if given.wavelengths_um else "no wavelength is given"
+        raise UserError(f"{path}: wavelengths_um, wavelengths_nm: {said}; give one of the two")
+    key = "wavelengths_um" if given.wavelengths_um else "wavelengths_nm"
+    given.wavelengths_um = given.wavelengths_um or [nm / 1000 for nm in given.wavelengths_nm]
+    check_wavelengths(str(path), given.wavelengths_um, given.height_range_um, key)
+    check_lengths(str(path), given.pixel_pitch_um, given.height_range_um, given.wavelengths_um)
 
 
 def _named_beside(yaml_path: Path, given: StackFile) -> list[Path]:
@@ -320,6 +369,8 @@ def _phase_steps(path: Path, given: StackFile, frames: int) -> np.ndarray | None
         rows = steps if steps and isinstance(steps[0], list) else [steps] * wavelengths
         if len(rows) != wavelengths:
             raise UserError(f"{path}: phase_steps_rad: {len(rows)} lists for {wavelengths} wavelengths; write one each")
+        for row in rows:
+            check_steps(str(path), row)
         lengths = [len(row) for row in rows]
         fewest, most, total = min(lengths), max(lengths), sum(lengths)
         steps = np.full((wavelengths, most), np.nan)
@@ -336,10 +387,3 @@ def _phase_steps(path: Path, given: StackFile, frames: int) -> np.ndarray | None
     return steps
 
 
-def _open_mask(path: Path, mask: str | Circle | None, shape: tuple[int, int]) -> Source | Circle | None:
-    if not isinstance(mask, str):
-        return mask
-    source = open_source(path.parent / mask)
-    if source.shape[:2] != shape:
-        raise UserError(f"{source.name}: the mask is {source.shape[:2]}, the frames are {shape}; give it their size")
-    return source

@@ -21,6 +21,7 @@ import yaml
 from cpikan_hr.data.camera import BLOCK, PERFECT, Camera, Imperfections
 from cpikan_hr.data.glints import MOST
 from cpikan_hr.data.measured import MeasuredSurface
+from cpikan_hr.data.plausible import check_wavelengths
 from cpikan_hr.data.scene import HEIGHT_RANGE_UM, Wafer
 from cpikan_hr.data.stack import MIN_STEPS, STACK_FILE
 from cpikan_hr.data.threads import each_in_threads
@@ -50,6 +51,7 @@ def synth(
     bit_depth: int = 8,
     format: str | None = None,
     height: str | os.PathLike | None = None,
+    height_unit: str | None = None,
     scale: float = 1.0,
     flaws: Imperfections = PERFECT,
     carrier_nm_per_px: tuple[float, float] | None = None,
@@ -60,16 +62,17 @@ def synth(
 
     `size`: (H, W) px. `noise`: standard deviation in grey levels of an 8-bit camera; scaled with the full range.
     `bit_depth`: 8, 10, 12 or 16. `format`: bmp, png, tiff, npy (one file per frame) or zarr (one array); default bmp
-    for 8 bits, tiff otherwise. `height`: the surface is `scale` times this map (.npy or TIFF, nm), mirrored where it
-    ends, in place of the wafer's own. `flaws`: what the instrument does not know about itself. `carrier_nm_per_px`:
-    tilt of the reference along rows and columns, which the fringes show beside the height.
+    for 8 bits, tiff otherwise. `height`: the surface is `scale` times this map (.npy or TIFF), mirrored where it ends,
+    in place of the wafer's own; `height_unit`: of the map, where it does not say it. `flaws`: what the instrument does
+    not know about itself. `carrier_nm_per_px`: tilt of the reference along rows and columns, which the fringes show
+    beside the height.
     `progress(done, total)` counts windows. A stack written here before is replaced.
     UserError: what is asked for cannot be, the folder holds something else, the disk is too small.
     """
     out_dir = Path(out_dir)
     format = format or ("bmp" if bit_depth == 8 else "tiff")
     _check(out_dir, size, wavelengths_um, steps, noise, seed, bit_depth, format, scale, flaws)
-    surface = Wafer(size, seed) if height is None else MeasuredSurface(size, seed, height, scale)
+    surface = Wafer(size, seed) if height is None else MeasuredSurface(size, seed, height, scale, height_unit)
     lengths = tuple(float(w) for w in wavelengths_um)
     camera = Camera(surface, lengths, steps, noise, bit_depth, flaws, carrier_nm_per_px)
     part = out_dir.with_name(out_dir.name + ".part")
@@ -169,6 +172,7 @@ def _write_yaml(folder: Path, camera: Camera, format: str, scene: str) -> None:
         "height_range_um": list(HEIGHT_RANGE_UM),
         "bit_depth": camera.bit_depth,
         "reference": "height_true.npy",
+        "reference_unit": "nm",
     }
     if camera.carrier_nm_per_px is not None:
         content["carrier_nm_per_px"] = list(camera.carrier_nm_per_px)
@@ -186,6 +190,7 @@ def _check(out_dir, size, wavelengths_um, steps, noise, seed, bit_depth, format,
         raise UserError(f"steps: too few phase steps: {steps} per wavelength; take at least {MIN_STEPS}")
     if not wavelengths_um or not all(0 < w < np.inf for w in wavelengths_um) or not 0 <= noise < np.inf or seed < 0:
         raise UserError("wavelengths are positive micrometres; noise and seed are finite and not negative")
+    check_wavelengths("wavelengths", wavelengths_um, HEIGHT_RANGE_UM, "in um")
     if bit_depth not in (8, 10, 12, 16):
         raise UserError(f"bit_depth: unsupported bit depth {bit_depth}; use 8, 10, 12 or 16")
     if format not in _SUFFIXES:

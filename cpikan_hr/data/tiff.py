@@ -5,15 +5,13 @@ strip) are decoded once, one at a time, into a temporary file. tifffile parses t
 bytes is ours (`pread`), so that threads never share a file position. What samples mean: `tiff_samples`.
 """
 
-import json
 import logging
 import math
 import os
-import re
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial, reduce
 from pathlib import Path
 
@@ -21,7 +19,7 @@ import numpy as np
 import tifffile
 
 from cpikan_hr.data.orientation import UPRIGHT
-from cpikan_hr.data.pages import page_of, split_page
+from cpikan_hr.data.pages import page_of
 from cpikan_hr.data.spool import SpooledMap
 from cpikan_hr.data.tiff_samples import meaning
 from cpikan_hr.data.windows import Converted, RawRows, Source, native
@@ -29,7 +27,6 @@ from cpikan_hr.errors import UserError
 
 _LARGE = 2**22  # samples of a strip or tile that is decoded only once
 _RANGES = ("MaxSampleValue", "SMinSampleValue", "SMaxSampleValue")
-_VALUE_UNIT = re.compile(r'K="ValueUnit"[^>]*>([^<]+)<')
 
 
 class _Complaints(logging.Filter):
@@ -170,20 +167,6 @@ def _range(ifd: tifffile.TiffPage, dtype: np.dtype) -> float | None:
         size = float(found["SMaxSampleValue"].max()) - float(found["SMinSampleValue"].min())
         return size if 0 < size < math.inf else None
     return None
-
-
-def tiff_unit(path: str | os.PathLike) -> str | None:
-    """The unit of the values, as `MapWriter` notes it (JSON, or a MapAnnotation in OME-XML); None where none is."""
-    path, page = split_page(path)
-    if path.suffix.lower() not in (".tif", ".tiff") or not path.is_file():
-        return None
-    with _opened(path) as tif:
-        said = tif.pages[0].description or ""
-    if said.startswith("{"):
-        with suppress(ValueError):
-            return json.loads(said).get("unit")
-    found = _VALUE_UNIT.search(said)
-    return found and found[1]
 
 
 class _Segments(Source):

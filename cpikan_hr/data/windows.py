@@ -26,6 +26,17 @@ DTYPES = {  # of the file -> as handed out
 _EXACT = 2**53  # integers up to here are exact in double precision
 
 
+_HUGE = 1e30  # no-data values beyond it stand for the least or largest float, and are often written with few digits
+
+
+def holds(stored: np.ndarray, nodata: float) -> np.ndarray:
+    """Which samples are the no-data value, which floats hold rounded; bool, of the same shape."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if abs(nodata) > _HUGE:
+            return np.isclose(stored, nodata, rtol=1e-5, atol=0)
+        return stored == (stored.dtype.type(nodata) if stored.dtype.kind == "f" else nodata)
+
+
 class Source(ABC):
     """A picture of `shape` (H, W, C) and native `dtype`; `stored` is the dtype in the file, bool for one bit. `name`
     says in messages which file (and page) it is, `orientation` (1 to 8, EXIF) how the file asks to be turned: nobody

@@ -15,6 +15,7 @@ from cpikan_hr.recipe import ImageProblem, InterferometryProblem, PDEProblem, Re
 
 __all__ = [
     "PDE", "Image", "Interferometry", "PixelProblem", "Problem", "Target", "build_problem", "keep_data", "reference_of",
+    "refuse_unit",
 ]  # fmt: skip
 
 
@@ -26,13 +27,20 @@ def build_problem(recipe: Recipe) -> Problem:
     return Image(options, recipe.target.range) if isinstance(options, ImageProblem) else Interferometry(options)
 
 
-def reference_of(recipe: Recipe, path: Path | None = None) -> Source | None:
+def reference_of(recipe: Recipe, path: Path | None = None, unit: str | None = None) -> Source | None:
     """What a picture or height map is compared with: the map `path`, or the true answer of the recipe's data; None
-    where that is not known. Nothing is decoded for it."""
+    where that is not known. `unit`: of the heights, where the map does not say it. Nothing is decoded for it."""
     options = recipe.problem
     if isinstance(options, ImageProblem):
+        refuse_unit(unit, "a picture")
         return _picture(recipe, path) if path else build_problem(recipe).reference()
-    return true_height(options, path)
+    return true_height(options, path, unit)
+
+
+def refuse_unit(unit: str | None, what: str) -> None:
+    """UserError where a unit of heights is given for something else."""
+    if unit is not None:
+        raise UserError(f"--reference-unit {unit}: is for heights; the reference of {what} has none, leave it out")
 
 
 def _picture(recipe: Recipe, path: Path) -> Source:

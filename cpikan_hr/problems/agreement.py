@@ -17,6 +17,7 @@ NOISE = 0.85  # the same part where no wavelength fits and all may be noise
 UNEXPLAINED = 0.8  # misfit from which on no noise is thought of: of many frames chance explains still less
 NOISY = 1.5  # times the scatter of frames that fit by themselves: what noise alone may come to
 THREE_STEPS = 0.8, 0.9  # of chance, where three steps tell nothing of noise: of several and of two wavelengths
+LEVELS, PILED, LEAST = 8, 20, 5e-4  # levels below the largest; times their samples, and part of all, that pile up
 TURNS = 2  # whole turns: larger steps may be degrees
 STRIP = 2**18  # pixels looked at together where few tell anything
 
@@ -88,6 +89,21 @@ def _lit(stack: Stack, sample: Sample) -> Sample:
     if not most > 0:
         raise UserError(f"{stack.path}: frames: those of one wavelength are all the same; there are no fringes in them")
     return sample.where(span >= LIT * most)
+
+
+def piled_up(stack: Stack, sample: Sample) -> tuple[float, float] | None:
+    """The largest level and the part of the samples there, where so many are that they seem to be clipped at it.
+
+    Those clipped at the top of `bit_depth` are not in the sample. Fringes without noise have two or three times more
+    samples at their crests than at a level below.
+    """
+    if stack.clips is None or not sample.frames.shape[-1]:
+        return None
+    levels, counts = np.unique(sample.frames[stack.present], return_counts=True)
+    below = counts[-1 - LEVELS : -1]
+    if len(below) < LEVELS or counts[-1] < max(PILED * below.mean(), LEAST * counts.sum()):
+        return None
+    return float(levels[-1]), float(counts[-1] / counts.sum())
 
 
 def degrees(shared: Shared) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from cpikan_hr.data.stack import Stack
 from cpikan_hr.errors import UserError
 from cpikan_hr.parallel import one_thread
-from cpikan_hr.problems.agreement import check_data, check_fit
+from cpikan_hr.problems.agreement import check_data, check_fit, piled_up
 from cpikan_hr.problems.blind import guess_steps
 from cpikan_hr.problems.checks import check_order, check_range
 from cpikan_hr.problems.noise import Noise
@@ -53,7 +53,7 @@ def calibrate(stack: Stack, steps: Steps = "nominal", harmonic: bool = False) ->
     except UserError as error:
         where = str(stack.path)
         raise UserError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
-    return replace(shared, misfit=found)
+    return replace(shared, misfit=found, piled=piled_up(stack, sample))
 
 
 def describe(shared: Shared) -> dict:
@@ -69,8 +69,15 @@ def describe(shared: Shared) -> dict:
 def doubts(shared: Shared, noise: Noise | None = None) -> list[str]:
     """What is suspicious of frames that were not refused, a line each. `noise`: what is said of their samples."""
     found, said = shared.misfit, []
+    if shared.piled:
+        level, part = shared.piled
+        said.append(
+            f"{part:.2g} of the samples are at {level:g}, the largest value, as if they were clipped there; bit_depth "
+            "says another top, so they count as they are: set bit_depth to the camera's bits"
+        )
     if found is None:
-        return ["too few pixels without clipped samples: neither the order of the frames nor their noise was looked at"]
+        unseen = "neither the order of the frames nor their noise was looked at"
+        return [*said, f"too few pixels without clipped samples: {unseen}"]
     if found.wrong > MANY:
         said.append(
             f"frames that scatter by {found.scatter:.2g} grey levels leave {found.wrong:.0%} of the pixels in a wrong "

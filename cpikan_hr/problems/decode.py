@@ -36,6 +36,7 @@ from cpikan_hr.problems.repair import HALO, repair_orders
 from cpikan_hr.problems.steps import Shared
 from cpikan_hr.problems.unwrap import Unwrapping
 
+CERTAIN = 16  # chi-square by which the best order beats the next where noise hardly ever decides (4 sigma)
 CHUNK = 2**16  # pixels decoded at a time
 ROWS, COLUMNS = 256, 1024  # that a thread reads and decodes at a time
 
@@ -184,8 +185,8 @@ class StackDecoder:
     """Decodes a stack window by window on `device`, in several threads if need be.
 
     `shared`: what `calibrate` found; by default the steps are the stack's. `noise`: of a sample; default 1.
-    Heights are NaN and the quality is 0 outside the mask, where too many samples are clipped, and with `repair` (which
-    needs the noise) where an order is left undecided.
+    Heights are NaN and the quality is 0 outside the mask, where too many samples are clipped to tell an order, and with
+    `repair` (which needs the noise) where an order is left undecided.
     One wavelength is unwrapped as a whole when the decoder is made, tile by tile. Its order is unknown: of every
     region of the mask it is chosen so that the mean height is within a quarter wave of zero.
     UserError: phase steps unknown; of one wavelength: nothing valid, no room for a temporary file.
@@ -199,6 +200,7 @@ class StackDecoder:
         limits = stack.height_range_um if stack.J > 1 else None  # what one wavelength shows is wrapped
         self._solver = _Solver(stack.wavelengths_um, shared.steps, limits, shared.harmonic, noise, stack.clips)
         self.turns, self.regions = None, None
+        self.shown_variance = shared.misfit.scatter**2 if shared.misfit else 0.0  # of a sample, in squared grey levels
         self.repair = repair and stack.J > 1  # one wavelength has nothing to repair
         if stack.J == 1:
             self.half_wave = 500 * stack.wavelengths_um[0]
@@ -214,6 +216,8 @@ class StackDecoder:
                 frames, carrier = self._frames(*window)
                 decoded = self._solver.decode(frames[:, :, *thin], _at(carrier, thin))
                 valid = self._mask(*window)[thin]
+            if not self.repair and self.turns is None:
+                valid = valid & (decoded.quality > 0)  # a repair decides such orders again
         decoded, valid = _in_numpy(decoded), (valid & decoded.sigma_nm.isfinite()).cpu().numpy()
         height = decoded.height_nm
         if self.turns is not None:
@@ -294,18 +298,40 @@ def decode_stack(
         qualities = opened.enter_context(MapWriter(quality, stack.shape, np.float32, **about)) if quality else None
         decoder = StackDecoder(stack, shared, repair, repair is not None, threads, device)
 
-        def decode(corner: tuple[int, int]) -> None:
+        limit = 0.0 if decoder.repair else CERTAIN * decoder.shown_variance
+
+        def decode(corner: tuple[int, int]) -> np.ndarray:
             y0, x0 = corner
-            decoded = decoder.decode(y0, min(y0 + ROWS, rows), x0, min(x0 + wide, columns))
+            window = y0, min(y0 + ROWS, rows), x0, min(x0 + wide, columns)
+            decoded = decoder.decode(*window)
             heights.write(y0, x0, decoded.height_nm)
             if qualities:
                 qualities.write(y0, x0, decoded.quality)
+            known, inside = np.isfinite(decoded.height_nm), stack.mask(*window)
+            return np.array([inside.sum(), (inside & ~known).sum(), (known & (decoded.margin < limit)).sum()])
 
+        counts = np.zeros(3, int)
         corners = [(y, x) for y in range(0, rows, ROWS) for x in range(0, columns, wide)]
         with closing(in_threads(decode, corners, device, threads)) as decoded:
-            for done, _ in enumerate(decoded, start=1):
+            for done, counted in enumerate(decoded, start=1):
+                counts += counted
                 if progress:
                     progress(done, len(corners))
         for writer in filter(None, (heights, qualities)):
             writer.convert()
+        _tell_lost(stack, *counts)
         return heights.finish(), qualities.finish() if qualities else None
+
+
+def _tell_lost(stack: Stack, inside: int, lost: int, doubtful: int) -> None:
+    """One line about pixels in the mask without a height, or whose order the noise may have got wrong."""
+    said = []
+    if lost:
+        said.append(
+            f"{lost / inside:.2g} of the pixels have no height: too few of their samples tell it (clipped ones do not; "
+            "quality 0, NaN in the map)"
+        )
+    if doubtful:
+        said.append(f"the fringe order of {doubtful / inside:.2g} of the pixels is in doubt; --repair NOISE decides it")
+    if said:
+        _log.warning("%s: %s", stack.path, "; ".join(said))

@@ -3,12 +3,14 @@
 import math
 from contextlib import closing
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from cpikan_hr.data.heights import WindowMask
 from cpikan_hr.data.known import Known
+from cpikan_hr.data.masks import Mask
 from cpikan_hr.data.orientation import Oriented
 from cpikan_hr.data.pages import split_page
 from cpikan_hr.data.source import open_source
@@ -55,13 +57,7 @@ class Image(PixelProblem):
         return all(path is None or split_page(path)[0].exists() for path in (options.path, options.mask))
 
     def _mask_file(self) -> WindowMask | None:
-        if self.options.mask is None:
-            return None
-        mask = open_source(self.options.mask)
-        if mask.shape[:2] != self.stored.shape[:2]:
-            size, own = (" x ".join(map(str, source.shape[:2])) for source in (mask, self.stored))
-            raise UserError(f"{mask.name}: a mask of {size} px, the picture has {own}; give one of its size")
-        return lambda *window: (np.nan_to_num(mask.read(*window)) != 0).any(-1)
+        return None if self.options.mask is None else Mask(Path(self.options.mask), self.stored.shape[:2]).read
 
     @cached_property
     def limits(self) -> tuple[float, float, int]:

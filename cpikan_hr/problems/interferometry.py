@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cpikan_hr.data.heights import Heights, open_heights
+from cpikan_hr.data.heights import OPTION, Heights, open_heights
 from cpikan_hr.data.orientation import Oriented, OrientedStack
-from cpikan_hr.data.stack import MIN_STEPS, open_stack
+from cpikan_hr.data.stack import MIN_STEPS, REFERENCE_UNIT, open_stack
 from cpikan_hr.jets import Jet
 from cpikan_hr.problems import calibration
 from cpikan_hr.problems.base import PixelProblem, Prior, Target, Window
@@ -194,15 +194,21 @@ class Interferometry(PixelProblem):
         return "\n".join(said) or None
 
 
-def true_height(options: InterferometryProblem, path: Path | None = None) -> Heights | None:
+def true_height(
+    options: InterferometryProblem, path: Path | None = None, unit: str | None = None
+) -> Heights | None:
     """The height to compare with, in nm, NaN outside the stack's mask: the map `path`, as the frames are seen, or the
-    one that the stack names, if it does."""
+    one that the stack names, if it does. `unit`: of the map `path`, where it does not say it."""
     if path and not Path(options.stack).exists():
-        return open_heights(path)
+        return open_heights(path, unit)
     stack = OrientedStack(open_stack(options.stack), options.rotate, options.flip)
     if path is None and stack.reference is None:
         return None
-    known = open_heights(path) if path else Oriented(open_heights(stack.reference), options.rotate, options.flip)
+    if path:
+        known = open_heights(path, unit)
+    else:
+        own = open_heights(stack.reference, unit or stack.reference_unit, REFERENCE_UNIT if unit is None else OPTION)
+        known = Oriented(own, options.rotate, options.flip)
     return Heights(known, mask=stack.mask if stack.masked and known.shape[:2] == stack.shape else None)
 
 

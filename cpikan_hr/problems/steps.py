@@ -43,6 +43,7 @@ class Shared:
     steps: np.ndarray  # [J, K] in rad, NaN where a wavelength has no such frame
     harmonic: np.ndarray | None = None  # complex [J]: r exp(i beta)
     misfit: "Misfit | None" = None  # how badly they explain the frames, where that was looked at
+    piled: tuple[float, float] | None = None  # a level that samples pile up at, and the part that does
 
 
 def refine(

@@ -8,6 +8,7 @@ from pathlib import Path
 from cpikan_hr.data.difference import difference
 from cpikan_hr.data.heights import open_heights
 from cpikan_hr.data.source import open_source
+from cpikan_hr.data.stack import REFERENCE_UNIT
 from cpikan_hr.errors import UserError
 from cpikan_hr.problems import Problem
 from cpikan_hr.problems.decode import decode_stack
@@ -24,7 +25,8 @@ def classical_rmse(problem: Problem | None, folder: Path, remove_offset: bool) -
         return None
     with tempfile.TemporaryDirectory(prefix=".report-", suffix=".part", dir=folder) as scratch:
         path, _ = decode_stack(stack.stack, Path(scratch) / "classical.npy", device=compute_device())
-        found = difference(open_source(path), open_heights(stack.reference))
+        truth = open_heights(stack.reference, stack.reference_unit, REFERENCE_UNIT)
+        found = difference(open_source(path), truth)
     rmse = found.deviation if remove_offset else found.rms
     return None if math.isnan(rmse) else rmse
 

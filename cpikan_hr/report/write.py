@@ -10,7 +10,7 @@ import numpy as np
 from cpikan_hr.evaluate import evaluate, rendered_once
 from cpikan_hr.files import whole_file
 from cpikan_hr.owned import refuse_foreign
-from cpikan_hr.problems import keep_data, reference_of
+from cpikan_hr.problems import keep_data, reference_of, refuse_unit
 from cpikan_hr.processes import compute_device
 from cpikan_hr.report import sections
 from cpikan_hr.report.equation import write_equation_report
@@ -29,12 +29,14 @@ def write_report(
     out: Path | None = None,
     *,
     reference: Path | None = None,
+    reference_unit: str | None = None,
     remove: str = "plane",
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Writes one HTML file about `run`, a folder or a field's file: `out`, by default report.html beside the field.
 
-    `reference`: a map or picture to compare with instead of the problem's own; `remove`: see `problems/surface.py`.
+    `reference`: a map or picture to compare with instead of the problem's own; `reference_unit`: of its heights, if
+    it does not say it; `remove`: see `problems/surface.py`.
     Where the run's data are gone, their parts say so. UserError: no field, damaged data, another size, no room.
     """
     trained = load_field(run, compute_device(), mapped=True)
@@ -43,9 +45,10 @@ def write_report(
     keep_data(trained.recipe, out)
     refuse_foreign(out)
     if trained.recipe.problem.kind == "pde":
+        refuse_unit(reference_unit, "an equation")
         return write_equation_report(trained, file, out, reference, progress)
     problem = data_of(trained.recipe)
-    truth = reference_of(trained.recipe, reference) if reference or problem else None
+    truth = reference_of(trained.recipe, reference, reference_unit) if reference or problem else None
     found = trained.about.get("phase_steps_rad")
     rendered = rendered_once(trained, strip_rows(tuple(trained.about["shape"])))
     lines = metrics_of(file.parent)

@@ -13,11 +13,12 @@ from cpikan_hr.errors import UserError
 J, K, H, W = 2, 4, 12, 17
 FRAMES = np.random.default_rng(1).integers(0, 256, (J, K, H, W), dtype=np.uint8)
 STEPS = [0.0, 1.5, 3.0, 4.5]
+LEFT_OUT = ("wavelengths_um", None)
 
 
 def describe(folder, **changes):
     keys = {"frames": "bucket_*.bmp", "wavelengths_um": [5.0, 5.5], "phase_steps_rad": STEPS, "pixel_pitch_um": 3.2}
-    keys |= {"bit_depth": 8} | changes
+    keys = {key: value for key, value in (keys | {"bit_depth": 8} | changes).items() if (key, value) != LEFT_OUT}
     (folder / "stack.yaml").write_text(yaml.safe_dump(keys))
     return folder
 
@@ -133,13 +134,13 @@ def test_a_frame_of_one_bit_is_refused(folder, name):
         open_stack(describe(folder, frames="bucket_*"))
 
 
-def test_frames_that_ask_to_be_turned_are_told_once(tmp_path, capfd):
+def test_frames_that_ask_to_be_turned_are_told_once(tmp_path, caplog):
     exif = Image.Exif()
     exif[0x0112] = 6
     for i, frame in enumerate(FRAMES.reshape(-1, H, W)):
         Image.fromarray(frame).save(tmp_path / f"{i}.png", exif=exif)
     np.testing.assert_array_equal(open_stack(describe(tmp_path, frames="*.png")).read(0, H, 0, W), FRAMES)
-    assert capfd.readouterr().err.count("warning: ") == 1
+    assert caplog.text.count("orientation tag") == 1
 
 
 def test_steps_may_differ_per_wavelength_or_be_unknown(folder):
@@ -199,6 +200,21 @@ def test_a_channel_of_colour_frames_is_chosen(tmp_path):
         ({"bit_depth": 24}, "unsupported bit depth 24"),
         ({"bit_depth": 12}, "the frames hold 8 bits"),
         ({"height_range_um": [3, -3]}, "height_range_um: "),
+        ({"height_range_um": [3, 3]}, "height_range_um: .*is empty"),
+        ({"height_range_um": [-13500, 13500]}, "height_range_um: .*half wavelengths; give micrometres"),
+        ({"height_range_um": [-13e-6, 13e-6]}, "height_range_um: .*half wavelengths; give micrometres"),
+        ({"height_range_um": [0, float("nan")]}, "height_range_um: "),
+        ({"wavelengths_um": [633, 532]}, "wavelengths_um: 633 um .*name the key wavelengths_nm"),
+        ({"wavelengths_um": [5000, 5500], "height_range_um": [-13, 13]}, "wavelengths_um: 5000 um .*wavelengths_nm"),
+        ({"wavelengths_um": [6.33e-7, 5.32e-7]}, "wavelengths_um: 6.33e-07 um .*micrometres"),
+        ({"wavelengths_um": [True, 5.5]}, "wavelengths_um: .*not yes or no"),
+        ({"wavelengths_nm": [5000, 5500]}, "wavelengths_um, wavelengths_nm: both are given"),
+        ({"wavelengths_um": None, "wavelengths_nm": [5.0, 5.5]}, "wavelengths_nm: 0.005 um .*micrometres"),
+        ({"phase_steps_rad": [0, 90, 180, 270]}, "phase_steps_rad: .*degrees"),
+        ({"pixel_pitch_um": 3.2e-6}, "pixel_pitch_um: .*micrometres"),
+        ({"pixel_pitch_um": -3}, "pixel_pitch_um: "),
+        ({"carrier_nm_per_px": [0, float("inf")]}, "carrier_nm_per_px: "),
+        ({"bit_depth": True}, "bit_depth: "),
         ({"mask": "bucket_99.bmp"}, "no such file"),
         ({"reference": "h.npy"}, "reference: .*no such file"),
     ],
@@ -250,3 +266,44 @@ def test_a_pixel_that_is_no_number_is_named(tmp_path, value):
     np.save(tmp_path / "f.npy", frames)
     with pytest.raises(UserError, match=r"f.npy\[2\]: pixel \(3, 4\) is (nan|inf)"):
         open_stack(describe(tmp_path, frames="f.npy")).read(1, H, 2, W)
+
+
+def test_wavelengths_in_nm_are_those_in_um(folder):
+    stack = open_stack(describe(folder, wavelengths_um=None, wavelengths_nm=[632.8, 532.0]))
+    assert stack.wavelengths_um == pytest.approx([0.6328, 0.532])
+
+
+def test_projected_fringes_have_long_wavelengths_where_heights_are_as_large(folder):
+    stack = open_stack(describe(folder, wavelengths_um=[400.0, 420.0], height_range_um=[0, 1600]))
+    assert stack.wavelengths_um == [400.0, 420.0]
+
+
+def test_a_key_that_is_given_twice_is_refused(folder):
+    with (folder / "stack.yaml").open("a") as file:
+        file.write("pixel_pitch_um: 4.0\n")
+    with pytest.raises(UserError, match="pixel_pitch_um is given twice"):
+        open_stack(folder)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf, -9999.0])
+def test_what_is_no_number_outside_the_mask_is_no_data(tmp_path, value):
+    frames = np.random.default_rng(4).random((8, H, W)).astype(np.float32)
+    valid = np.ones((H, W), bool)
+    frames[2, 3, 4], valid[3, 4] = value, False
+    marked = dict(extratags=[(42113, "s", 0, "-9999", True)], metadata=None, photometric="minisblack")
+    tifffile.imwrite(tmp_path / "f.tif", frames, **marked)
+    np.save(tmp_path / "m.npy", valid)
+    read = open_stack(describe(tmp_path, frames="f.tif", mask="m.npy")).read(1, H, 2, W)
+    frames[2, 3, 4] = 0
+    np.testing.assert_array_equal(read.reshape(8, H - 1, W - 2), frames[:, 1:, 2:])
+    with pytest.raises(UserError, match=r"pixel \(3, 4\) is"):
+        open_stack(describe(tmp_path, frames="f.tif")).read(1, H, 2, W)
+
+
+def test_values_above_the_bit_depth_outside_the_mask_are_no_data(tmp_path):
+    frames, valid = np.ones((8, H, W), np.uint16), np.ones((H, W), bool)
+    frames[5, 7, 9], valid[7, 9] = 65535, False
+    np.save(tmp_path / "f.npy", frames)
+    np.save(tmp_path / "m.npy", valid)
+    stack = open_stack(describe(tmp_path, frames="f.npy", mask="m.npy", bit_depth=12))
+    assert stack.read(0, H, 0, W)[1, 1, 7, 9] == 0

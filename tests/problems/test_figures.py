@@ -1,12 +1,14 @@
 """Figures of merit at their limits."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from skimage.metrics import structural_similarity
 
 from cpikan_hr.data.once import Once
 from cpikan_hr.data.source import open_source
-from cpikan_hr.evaluate import evaluate, similarity
+from cpikan_hr.evaluate import evaluate, similarity, tell_doubts
 from cpikan_hr.fields import Field
 from cpikan_hr.recipe import FieldOptions, load_recipe
 from cpikan_hr.training.weights import Trained
@@ -65,3 +67,24 @@ def test_a_field_is_rendered_once_for_all_figures(tmp_path, monkeypatch):
     figures = evaluate(trained, open_source(tmp_path / "truth.npy"), 1)
     assert figures["rmse"] == pytest.approx(2.0) and figures["pv"] == pytest.approx(0.0, abs=1e-5)
     assert (seen == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("heights", "line"),
+    [
+        (lambda h: 1000 * h + 5, "1e+03 times as large"),
+        (lambda h: h / 1000, "0.001 times as large"),
+        (lambda h: -h, "run against it (correlation -1.00)"),
+        (lambda h: h + 5000, "lie 5000 nm above it"),
+        (lambda h: h + 0.005, None),
+        (lambda h: 1.2 * h, None),
+        (lambda h: np.zeros_like(h), None),
+    ],
+)
+def test_a_reference_in_another_unit_or_of_another_sign_is_said(heights, line, tmp_path, caplog):
+    truth = np.random.default_rng(0).normal(100, 50, 10_000)
+    error = heights(truth) + np.random.default_rng(1).normal(0, 1e-3, truth.shape) - truth
+    recipe = SimpleNamespace(problem=SimpleNamespace(remove_offset=False))
+    moments = [np.mean(each) for each in (error, error**2, truth**2, truth, error * truth)]
+    tell_doubts("map.tif", np.array(moments), recipe)
+    assert [str(line) in record.getMessage() for record in caplog.records] == [True] * (line is not None)
