@@ -105,4 +105,6 @@ def contribution_table(levels: list[dict], problem: Problem) -> str:
             f"{row['level']:>5} {row['network']:12} {row['tiles']:>9} {row['params']:>11} {row['params'] / size:>7.3f} "
             f"{row['rmse']:>10.4g} {psnr:>6.2f}".replace("   nan", "     -")
         )
+    if problem.unit == "nm":
+        lines.append("rmse: misfit to the heights decoded from the frames, no error; `cpikan-hr evaluate` gives errors")
     return "\n".join(lines)

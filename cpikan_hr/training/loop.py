@@ -7,6 +7,7 @@ global batch of a step depends on the seed and the step alone, not on how many p
 import json
 import shutil
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext, suppress
 from pathlib import Path
@@ -29,6 +30,7 @@ from cpikan_hr.solvers.optimizers import build_optimizer, rate
 from cpikan_hr.solvers.start import fit_field, normalise, sweep_field
 from cpikan_hr.training import checkpoints
 from cpikan_hr.training.backend import make_accelerator
+from cpikan_hr.training.best import Best
 from cpikan_hr.training.display import Preview, StartBar, contribution_table, described, missed
 from cpikan_hr.training.in_files import goes_into_files
 from cpikan_hr.training.requirements import check_backend, whole_weights
@@ -38,7 +40,7 @@ from cpikan_hr.training.stopping import Stop, Stopped
 from cpikan_hr.training.tensors import save_tensors
 from cpikan_hr.training.trackers import Tracker
 from cpikan_hr.training.update import Updater
-from cpikan_hr.training.weights import joined_state, save_field
+from cpikan_hr.training.weights import joined_state, save_again, save_field
 
 
 def train(recipe: Recipe) -> Path:
@@ -69,6 +71,8 @@ def train(recipe: Recipe) -> Path:
         with Stop(recipe.target.seconds, began) as stop:
             fit(recipe, run, problem, accelerator, processes, checkpoint, began, stop)
     accelerator.end_training()
+    if accelerator.is_main_process:
+        print(f"wrote {run}", flush=True)
     if stop.signalled or stop.interrupted:
         resume = ", or resume it" if checkpoints.complete(run) else ""
         raise Interrupted(f"interrupted: {run} holds the field so far; render it{resume}")
@@ -108,6 +112,10 @@ def fit(
         optimizer = build_optimizer(field, options, recipe.field, filed)
         updater = Updater(accelerator, field, optimizer, lambda step: rate(step, options), options.clip, options.ema)
     batches = problem.batches(recipe)
+    best = None
+    if updater or recipe.solve.method != "none":  # else the start is the answer
+        micro = -(-batches.points(0) // (accelerator.num_processes * options.accumulate))
+        best = Best(run, problem, batches, processes, options.steps, micro)
     if updater and checkpoint is not None:
         checkpoints.load(updater, checkpoint)
     if checkpoint is not None:
@@ -126,26 +134,59 @@ def fit(
                 print(problem.note(), flush=True)
             if levels and checkpoint is None:
                 tell_start(levels, problem, recipe, stop)
+    if best and checkpoint is not None:
+        best.restore(checkpoint)
+
+    def evaluate(points: torch.Tensor, order: str) -> Jet:
+        return (updater.model if updater and solved is None else solved or field)(points, order)
+
+    def write(path: Path, looks: dict) -> None:
+        # What a solver reached, not the average of the weights before it
+        state = updater.weights() if updater and solved is None else (solved or field).state_dict()
+        with processes.together():
+            if accelerator.is_main_process:
+                told = about | {"checked": looks}
+                save_field(path, joined_state(state, recipe, told), recipe, told)
+
+    def look(step: int) -> None:
+        with updater.averaged() if updater and solved is None else nullcontext():
+            found = best.look(step, evaluate, write)
+        tracker.check(found)
+
     steps = updater.steps if updater else checkpoints.step_of(checkpoint) if second else 0
     total = options.steps + recipe.solve.most
     solved = None
     with closing(Tracker(run, total, steps, accelerator.is_main_process)) as tracker:
         tracker.start([] if checkpoint else [described(row, problem) for row in levels])
+        if best and best.first is None:
+            look(steps)
         if updater:
-            run_steps(updater, problem, batches, recipe, run, stop, preview, tracker)
+            run_steps(updater, problem, batches, recipe, run, stop, preview, tracker, best.due, look)
             steps = updater.steps
         if recipe.solve.method != "none" and steps >= options.steps:
             solved = accelerator.unwrap_model(updater.model) if updater else field
             resumed = checkpoint if second else None
             steps = solve(solved, problem, batches, recipe, run, resumed, processes, stop, tracker, preview)
-    # What a solver reached, not the average of the weights before it
-    state = updater.weights() if updater and solved is None else (solved or field).state_dict()
+        if best:
+            look(steps)
+    marching = solved is not None and recipe.solve.march is not None and steps < total  # not all of it is solved yet
+    replaced = best is not None and best.worse and best.trusted and not marching
+    if replaced and updater and solved is None and (options.checkpoint_steps or options.checkpoint_minutes):
+        checkpoints.save(updater, run, options.keep, batches.state())  # from where the run can still go on
+    about |= {"steps": steps, "train_seconds": time.perf_counter() - began, "peak_rss_mb": peak_rss_mb()}
+    about["gpu_peak_mb"] = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else 0.0
+    checked = best.outcome(replaced) if best else {}
+    if not replaced:
+        write(run / "field.safetensors", checked)
     with processes.together():
         if accelerator.is_main_process:
-            about["steps"], about["train_seconds"] = steps, time.perf_counter() - began
-            about["peak_rss_mb"] = peak_rss_mb()
-            about["gpu_peak_mb"] = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else 0.0
-            save_field(run / "field.safetensors", joined_state(state, recipe, about), recipe, about)
+            about["checked"] = checked
+            if replaced:
+                save_again(best.path, run / "field.safetensors", recipe, about)
+            write_text(run / "about.json", json.dumps(about))
+            if best:
+                print(best.told(replaced), flush=True)
+                best.forget()
             points = batches.seen(recipe, steps)
             if points:
                 save_tensors(run / "points.safetensors", points)
@@ -255,6 +296,8 @@ def run_steps(
     stop: Stop,
     preview: Preview,
     tracker: Tracker,
+    due_look: Callable[[int], bool],
+    look: Callable[[int], None],
 ) -> None:
     """Updates until `training.steps`, reading the next micro-batch while the present one is computed."""
     options, accelerator = recipe.training, updater.accelerator
@@ -332,6 +375,8 @@ def run_steps(
                 tracker.log(updater.steps, {"loss": loss, name: value, "lr": lr, "grad_norm": norm, **told})
                 if whole:
                     preview.draw(field)
+            if due_look(updater.steps):
+                look(updater.steps)
             if due(updater, options, saved_at):
                 checkpoints.save(updater, run, options.keep, batches.state())
                 saved_at = time.perf_counter()

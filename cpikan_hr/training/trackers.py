@@ -44,6 +44,13 @@ class Tracker:
         shown = {name: f"{value:.4g}" for name, value in values.items() if not name.startswith(left_out)}
         self.bar.set_postfix(shown | {"px/s": f"{per_second:.3g}"})
 
+    def check(self, look) -> None:
+        """A line of metrics.jsonl for a state's loss and figure on the sample (`best.py`)."""
+        if self.enabled:
+            checked = {"checked": look.loss, f"checked_{look.name}": look.figure}
+            self._append({"step": look.step, **checked})
+            self._event(checked, look.step)
+
     def say(self, line: str) -> None:
         """A line on stdout, above the bar."""
         if self.enabled:
