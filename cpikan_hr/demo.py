@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from cpikan_hr.cli import Progress, size
+from cpikan_hr.cli import size
 from cpikan_hr.data.difference import difference
 from cpikan_hr.data.preview import read_decimated, save_preview
 from cpikan_hr.data.source import open_source
@@ -21,6 +21,7 @@ from cpikan_hr.data.synth import synth
 from cpikan_hr.errors import exit_on_user_error
 from cpikan_hr.problems.decode import decode_stack
 from cpikan_hr.processes import compute_device
+from cpikan_hr.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -33,7 +33,8 @@ from cpikan_hr.training.backend import make_accelerator
 from cpikan_hr.training.best import Best
 from cpikan_hr.training.display import Preview, StartBar, contribution_table, described, missed
 from cpikan_hr.training.in_files import goes_into_files
-from cpikan_hr.training.requirements import check_backend, whole_weights
+from cpikan_hr.training.log import Log
+from cpikan_hr.training.requirements import check_backend, idle, whole_weights
 from cpikan_hr.training.settling import settle
 from cpikan_hr.training.solve import solve
 from cpikan_hr.training.stopping import Stop, Stopped
@@ -72,7 +73,7 @@ def train(recipe: Recipe) -> Path:
             fit(recipe, run, problem, accelerator, processes, checkpoint, began, stop)
     accelerator.end_training()
     if accelerator.is_main_process:
-        print(f"wrote {run}", flush=True)
+        Log(run, True).say(f"wrote {run}")
     if stop.signalled or stop.interrupted:
         resume = ", or resume it" if checkpoints.complete(run) else ""
         raise Interrupted(f"interrupted: {run} holds the field so far; render it{resume}")
@@ -92,10 +93,10 @@ def fit(
     """The training inside its folder: start, steps, weights."""
     options = recipe.training
     compile_kernels(recipe.field.compile)
-    preview = Preview(run, problem, accelerator.is_main_process)
+    preview, log = Preview(run, problem, accelerator.is_main_process), Log(run, accelerator.is_main_process)
     with processes.together():
         if checkpoint is None:
-            field, levels = begin_field(problem, recipe, processes, preview, stop)
+            field, levels = begin_field(problem, recipe, processes, preview, stop, log)
         else:
             field, levels = field_of(checkpoints.layout_of(run, checkpoint), problem, recipe), levels_of(run)
             field.to(accelerator.device)
@@ -130,10 +131,12 @@ def fit(
         if accelerator.is_main_process:
             begin_run(run, recipe, about, start)
             start = None  # what it holds is not the field's any more where that went into files
+            for line in idle(recipe):
+                log.say(line)
             if problem.note() and checkpoint is None:
-                print(problem.note(), flush=True)
+                log.say(problem.note())
             if levels and checkpoint is None:
-                tell_start(levels, problem, recipe, stop)
+                tell_start(levels, problem, recipe, stop, log)
     if best and checkpoint is not None:
         best.restore(checkpoint)
 
@@ -156,7 +159,7 @@ def fit(
     steps = updater.steps if updater else checkpoints.step_of(checkpoint) if second else 0
     total = options.steps + recipe.solve.most
     solved = None
-    with closing(Tracker(run, total, steps, accelerator.is_main_process)) as tracker:
+    with closing(Tracker(run, total, steps, accelerator.is_main_process, log)) as tracker:
         tracker.start([] if checkpoint else [described(row, problem) for row in levels])
         if best and best.first is None:
             look(steps)
@@ -185,7 +188,7 @@ def fit(
                 save_again(best.path, run / "field.safetensors", recipe, about)
             write_text(run / "about.json", json.dumps(about))
             if best:
-                print(best.told(replaced), flush=True)
+                log.say(best.told(replaced))
                 best.forget()
             points = batches.seen(recipe, steps)
             if points:
@@ -233,11 +236,11 @@ def begin_run(run: Path, recipe: Recipe, about: dict, start: dict[str, torch.Ten
     write_text(run / "about.json", json.dumps(about))  # what `export` needs where the run does not end
 
 
-def tell_start(levels: list[dict], problem: Problem, recipe: Recipe, stop: Stop) -> None:
+def tell_start(levels: list[dict], problem: Problem, recipe: Recipe, stop: Stop, log: Log) -> None:
     """Prints what each level contributed, and which target was missed unless the start was stopped."""
-    print(contribution_table(levels, problem), flush=True)
+    log.say(contribution_table(levels, problem))
     for line in [] if stop.signalled or stop.interrupted else missed(levels, problem, recipe.target):
-        print(line, flush=True)
+        log.say(line)
 
 
 def levels_of(run: Path) -> list[dict]:
@@ -249,7 +252,7 @@ def levels_of(run: Path) -> list[dict]:
 
 
 def begin_field(
-    problem: Problem, recipe: Recipe, processes: Processes, preview: Preview, stop: Stop
+    problem: Problem, recipe: Recipe, processes: Processes, preview: Preview, stop: Stop, log: Log
 ) -> tuple[Field, list[dict]]:
     """A new field with its levels solved, or only normalised; and what each level contributed.
 
@@ -264,7 +267,7 @@ def begin_field(
         normalise(field, problem.target, problem.shape, recipe)
         return field, []
     levels: list[dict] = []
-    bar = StartBar(processes.rank == 0)
+    bar = StartBar(processes.rank == 0, log)
 
     def progress(label: str, fraction: float) -> None:
         bar(label, fraction)

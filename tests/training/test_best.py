@@ -53,3 +53,21 @@ def test_a_good_learning_rate_hands_out_the_end(tmp_path, capsys):
     assert "worse" not in capsys.readouterr().out
     rms = 255 * 10 ** (-checked["end"]["psnr_db"] / 20)  # the sample is all of so small a picture
     assert error(run, tmp_path) == pytest.approx(rms, rel=0.05)  # a PNG is rounded
+
+
+def test_export_does_not_replace_a_better_field_by_the_end(tmp_path):
+    run = tmp_path / "run"
+    assert train([*write(tmp_path, [TILES], 25, steps=2, lr=10.0, checkpoint_steps=1), str(run)]) == 0
+    before = load_field(run).field.state_dict()
+    assert cli(["export", str(run)]) == 0
+    after = load_field(run).field.state_dict()
+    assert all((after[name] == value).all() for name, value in before.items())
+
+
+def test_options_without_effect_are_said(tmp_path, capsys):
+    words = write(tmp_path, [TILES], 25, steps=0, lr=0.1, ema=0.5)
+    assert train([*words, str(tmp_path / "run")]) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if "without effect" in line]
+    assert "training.lr" in notes[0] and "training.ema" in notes[0] and "training.steps is 0" in notes[0]
+    assert notes[1].startswith("note: target.psnr: without effect")
+    assert all(note in (tmp_path / "run" / "log.txt").read_text() for note in notes)
