@@ -231,7 +231,8 @@ def begin_run(run: Path, recipe: Recipe, about: dict, start: dict[str, torch.Ten
     if start is not None:
         shutil.rmtree(run / "checkpoints", ignore_errors=True)  # of an earlier run, which this one replaces
         save_tensors(run / "start.safetensors", start)
-        (run / "metrics.jsonl").unlink(missing_ok=True)
+        for name in ("metrics.jsonl", "looks.jsonl"):
+            (run / name).unlink(missing_ok=True)
     write_text(run / "recipe.yaml", dump_recipe(recipe))
     write_text(run / "about.json", json.dumps(about))  # what `export` needs where the run does not end
 

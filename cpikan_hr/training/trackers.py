@@ -50,10 +50,10 @@ class Tracker:
         self.bar.show(", ".join(f"{name} {value}" for name, value in shown.items()))
 
     def check(self, look) -> None:
-        """A line of metrics.jsonl for a state's loss and figure on the sample (`best.py`)."""
+        """A line of looks.jsonl: a state's loss and figure on the sample (`best.py`)."""
         if self.enabled:
             checked = {"checked": look.loss, f"checked_{look.name}": look.figure}
-            self._append({"step": look.step, **checked})
+            self._append({"step": look.step, **checked}, "looks.jsonl")
             self._event(checked, look.step)
 
     def say(self, line: str) -> None:
@@ -71,8 +71,9 @@ class Tracker:
             figures = {name: value for name, value in row.items() if name in ("rmse", "psnr_db", "params")}
             self._event({f"start/level_{row['level']}/{name}": value for name, value in figures.items()}, 0)
 
-    def _append(self, line: dict) -> None:
-        with writing(self.path), self.path.open("a") as lines:
+    def _append(self, line: dict, name: str = "metrics.jsonl") -> None:
+        path = self.path.with_name(name)
+        with writing(path), path.open("a") as lines:
             lines.write(json.dumps(line) + "\n")
 
     def _event(self, values: dict[str, float], step: int) -> None:

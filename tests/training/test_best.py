@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_loop import lines, write
+from test_loop import write
 
 from cpikan_hr.cli import main as cli
 from cpikan_hr.train import main as train
@@ -35,7 +35,7 @@ def test_an_absurd_learning_rate_leaves_the_start_and_says_so(tmp_path, capsys):
     assert about == load_field(run).about and about["steps"] == 4
     assert (checked["field"]["step"], checked["end"]["step"]) == (0, 4)
     assert f"{checked['start']['psnr_db']:.2f} dB" in said and f"{checked['end']['psnr_db']:.2f} dB" in said
-    looks = [row for row in lines(run) if "checked" in row]
+    looks = [json.loads(line) for line in (run / "looks.jsonl").read_text().splitlines()]
     assert [looks[0]["checked"], looks[-1]["checked"]] == [checked["start"]["loss"], checked["end"]["loss"]]
     assert (run / "checkpoints" / "step_00000004").is_dir() and not (run / "best.safetensors").exists()
 
