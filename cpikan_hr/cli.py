@@ -5,10 +5,9 @@ import math
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
 from cpikan_hr import strict_json
 from cpikan_hr.errors import UserError, exit_on_user_error
+from cpikan_hr.progress import Progress
 from cpikan_hr.runtime import prepare_process
 
 
@@ -251,20 +250,6 @@ def run_doctor(arguments) -> int:
     from cpikan_hr.doctor import doctor
 
     return doctor()
-
-
-class Progress:
-    """A bar on stderr for functions that report (done, total)."""
-
-    def __init__(self, name: str):
-        self.name, self.bar = name, None
-
-    def __call__(self, done: int, total: int) -> None:
-        if self.bar is None:
-            self.bar = tqdm(total=total, desc=self.name, dynamic_ncols=True, leave=False, disable=None)
-        self.bar.update(done - self.bar.n)
-        if done >= total:
-            self.bar.close()
 
 
 COMMANDS = {

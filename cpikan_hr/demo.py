@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from cpikan_hr.cli import Parser, Progress, size
+from cpikan_hr.cli import Parser, size
 from cpikan_hr.data.difference import difference
 from cpikan_hr.data.preview import read_decimated, save_preview
 from cpikan_hr.data.source import open_source
@@ -21,6 +21,7 @@ from cpikan_hr.errors import UserError, exit_on_user_error
 from cpikan_hr.owned import refuse_foreign
 from cpikan_hr.problems.decode import decode_stack
 from cpikan_hr.processes import compute_device
+from cpikan_hr.progress import Progress
 from cpikan_hr.training.run_folder import refuse_foreign_folder
 
 ROOT = Path(__file__).resolve().parents[1]

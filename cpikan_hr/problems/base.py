@@ -60,6 +60,15 @@ class Problem(ABC):
         jet: rows [R, n, C]. Points that carry no information have zero in both.
         """
 
+    def misfit(self, jet: Jet, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """`loss` by which states of a run are compared: free of weights that the training itself changes."""
+        return self.loss(jet, batch)
+
+    @property
+    def judged(self) -> bool:
+        """Whether `misfit` is what the training lowers, so that it tells which of two states is the better one."""
+        return True
+
     @abstractmethod
     def figure(self, mean_squared_error: float) -> tuple[str, float]:
         """Name and value of the figure of merit on the progress bar."""

@@ -26,6 +26,14 @@ class Batches(ABC):
         """The share's `points` float64 [n, D], and whatever the loss wants to know there, leading dimension n."""
 
     @abstractmethod
+    def sampled(self) -> int:
+        """Number of points of the sample on which states of a run are compared."""
+
+    @abstractmethod
+    def sample(self, share: int, shares: int) -> dict[str, Tensor]:
+        """A share of that sample, as `read`: the same throughout a run, whatever the seed."""
+
+    @abstractmethod
     def check(self, shares: int) -> None:
         """UserError where there is too little for so many shares."""
 
@@ -50,6 +58,10 @@ class Batches(ABC):
         return {}
 
 
+CELL = 8  # side of the windows of the sample, px
+CELLS = 256  # of them: 16384 px
+
+
 class PixelBatches(Batches):
     """Pixels of a problem that is read window by window."""
 
@@ -59,6 +71,28 @@ class PixelBatches(Batches):
 
     def points(self, step: int) -> int:
         return self.sampler.points(step)
+
+    def sampled(self) -> int:
+        return sum((y1 - y0) * (x1 - x0) for y0, y1, x0, x1 in self._cells())
+
+    def _cells(self) -> list[tuple[int, int, int, int]]:
+        """Windows all over the frame, one of each stretch of the list of all of them; small frames as a whole."""
+        height, width = self.problem.shape
+        columns = -(-width // CELL)
+        count = -(-height // CELL) * columns
+        some = min(count, CELLS)
+        numbers = ((np.arange(some) + np.random.default_rng(0).random(some)) * count / some).astype(int)
+        corners = [divmod(int(number), columns) for number in numbers]
+        return [
+            (y * CELL, min((y + 1) * CELL, height), x * CELL, min((x + 1) * CELL, width)) for y, x in corners
+        ]
+
+    def sample(self, share: int, shares: int) -> dict[str, Tensor]:
+        draws = []
+        for y0, y1, x0, x1 in self._cells():
+            iy, ix = (axis.ravel()[share::shares] for axis in np.mgrid[y0:y1, x0:x1])
+            draws += [Draw((y0, y1, x0, x1), iy, ix)] if len(iy) else []
+        return self._data(draws)
 
     def check(self, shares: int) -> None:
         if self.options.blocks < shares:
@@ -73,6 +107,9 @@ class PixelBatches(Batches):
             kept = [held(region, draw) for draw in draws]
             first = draws[0].only(np.arange(1))
             draws = [draw.only(keep) for draw, keep in zip(draws, kept, strict=True) if keep.any()] or [first]
+        return self._data(draws)
+
+    def _data(self, draws: list[Draw]) -> dict[str, Tensor]:
         parts = [self.problem.samples(*draw.window, draw.iy, draw.ix) for draw in draws]
         data = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
         data["points"] = torch.cat([pixel_centres(draw.iy, draw.ix) for draw in draws])

@@ -28,6 +28,12 @@ class EquationBatches(Batches):
     def read(self, step: int, share: int, shares: int, region=None) -> dict[str, Tensor]:
         return self.points_of.read(step, share, shares)
 
+    def sampled(self) -> int:
+        return self.points_of.total
+
+    def sample(self, share: int, shares: int) -> dict[str, Tensor]:
+        return self.points_of.read(0, share, shares)
+
     def check(self, shares: int) -> None:
         interior = self.problem.options.points.interior
         if interior < shares:

@@ -200,8 +200,18 @@ class PDE(Problem):
         """The same where the ansatz at float64 points [n, D] is not known yet."""
         return self.solved(jet, *self.ansatz.rows(points, jet.order)) if self.ansatz else jet
 
-    def loss(self, jet: Jet, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Per point [n]: what the mean over all points of the update turns into the loss, and the squared residual."""
+    @property
+    def judged(self) -> bool:
+        return not (self.options.balance or self.options.attention or self.options.causal)
+
+    def misfit(self, jet: Jet, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return self.loss(jet, batch, plain=True)
+
+    def loss(self, jet: Jet, batch: dict[str, Tensor], plain: bool = False) -> tuple[Tensor, Tensor]:
+        """Per point [n]: what the mean over all points of the update turns into the loss, and the squared residual.
+
+        plain: by the recipe's weights alone.
+        """
         jet = self.solved(jet, batch.get("lift"), batch.get("factor"))
         total = self.collocation.total
         losses, errors, start = [], [], 0
@@ -213,13 +223,14 @@ class PDE(Problem):
             share = total / (group.count * group.per)
             error = squared.detach() * share / max(self._root("residual") ** 2, 1e-300)
             if group.kind == "residual":
-                if self.weighting.watches:
+                if self.weighting.watches and not plain:
                     self.weighting.note(batch["index"], squared)
                     squared = squared * self.weighting.factors(batch["index"]).to(squared)
             else:
                 squared, error = squared.repeat_interleave(group.per), torch.zeros_like(squared.detach())
                 error = error.repeat_interleave(group.per)
-            losses.append(squared * share * self.weighting.balance[group.name])
+            balance = 1.0 if plain else self.weighting.balance[group.name]
+            losses.append(squared * share * balance)
             errors.append(error)
         return torch.cat(losses), torch.cat(errors)
 

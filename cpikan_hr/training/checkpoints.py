@@ -17,6 +17,7 @@ from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Field
 from cpikan_hr.files import writing
 from cpikan_hr.processes import Processes
+from cpikan_hr.training.best import link_best
 from cpikan_hr.training.state import load_state, save_state
 from cpikan_hr.training.tensors import load_tensors, save_tensors
 from cpikan_hr.training.update import Updater
@@ -49,6 +50,8 @@ def save(updater: Updater, run: Path, keep: int, batches: dict[str, torch.Tensor
             field = accelerator.unwrap_model(updater.model)
             if accelerator.is_main_process and getattr(field, "settled", None):
                 save_tensors(part / LAYOUT, field.layout())
+            if accelerator.is_main_process:
+                link_best(run, part)
             if accelerator.is_main_process and batches:
                 save_tensors(part / BATCHES, batches)
         with ranks.together():
@@ -95,6 +98,7 @@ def save_second_order(
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         save_tensors(part / SOLVE, state)
+        link_best(run, part)
         if batches:
             save_tensors(part / BATCHES, batches)
         save_tensors(part / "model.safetensors", field.state_dict())  # for `export`

@@ -2,14 +2,14 @@
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
-
-from tqdm import tqdm
 
 from cpikan_hr.data.preview import save_preview
 from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Field
 from cpikan_hr.problems import Problem
+from cpikan_hr.progress import Progress
 from cpikan_hr.recipe import TargetOptions
 
 SIDE = 1000  # pixels of a preview
@@ -17,30 +17,27 @@ PAUSE = 10.0  # seconds between previews, while steps are made
 
 
 class StartBar:
-    """A bar per level on stderr (terminals only)."""
+    """A bar per level, with what the levels before it and its own passes have come to."""
 
-    def __init__(self, enabled: bool):
-        self.enabled, self.bar, self.label, self.reached = enabled, None, None, ""
+    def __init__(self, enabled: bool, log: Callable[[str], None] | None = None):
+        self.enabled, self.log, self.bar, self.reached = enabled, log, None, ""
 
     def __call__(self, label: str, fraction: float) -> None:
         if not self.enabled:
             return
-        if label != self.label:
+        if self.bar is None or label != self.bar.name:
             self.close()
-            self.label, self.bar = (
-                label,
-                tqdm(total=100, unit="%", desc=label, dynamic_ncols=True, disable=None, leave=False),
-            )
-            self.bar.set_postfix_str(self.reached)
-        self.bar.update(round(100 * fraction) - self.bar.n)
+            self.bar = Progress(label, log=self.log)
+        self.bar(min(round(100 * fraction), 99), 100)  # a level may take further passes
+        self.bar.show(self.reached)
 
     def show(self, levels: list[dict], problem: Problem) -> None:
         """The error and the size that the levels so far have come to."""
         row = described(levels[-1], problem)
         error = f"{row['psnr_db']:.2f} dB" if "psnr_db" in row else f"rmse {row['rmse']:.4g} {problem.unit}"
-        self.reached = f"{error}, {sum(row['params'] for row in levels)} parameters"
+        self.reached = f"level {row['level']}: {error}, {sum(row['params'] for row in levels)} parameters"
         if self.bar is not None:
-            self.bar.set_postfix_str(self.reached)
+            self.bar.show(self.reached)
 
     def close(self) -> None:
         if self.bar is not None:
@@ -105,4 +102,6 @@ def contribution_table(levels: list[dict], problem: Problem) -> str:
             f"{row['level']:>5} {row['network']:12} {row['tiles']:>9} {row['params']:>11} {row['params'] / size:>7.3f} "
             f"{row['rmse']:>10.4g} {psnr:>6.2f}".replace("   nan", "     -")
         )
+    if problem.unit == "nm":
+        lines.append("rmse: misfit to the heights decoded from the frames, no error; `cpikan-hr evaluate` gives errors")
     return "\n".join(lines)

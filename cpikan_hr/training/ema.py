@@ -4,6 +4,8 @@ Invariant: the average lives beside the model and never enters the training itse
 needs whole parameters on every rank: single process, DDP, ZeRO-1 and ZeRO-2.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -42,6 +44,21 @@ class WeightAverage:
     def update(self) -> None:
         """average <- decay * average + (1 - decay) * parameters."""
         self._step(list(self._average.values()), [p.detach() for p in self._parameters.values()], None)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model has the averages meanwhile."""
+        kept = {name: self._parameters[name].detach().clone() for name in self._average}
+        try:
+            self._fill(self._average)
+            yield
+        finally:
+            self._fill(kept)
+
+    @torch.no_grad()
+    def _fill(self, values: dict[str, torch.Tensor]) -> None:
+        for name, value in values.items():
+            self._parameters[name].data.copy_(value)
 
     def state(self) -> dict[str, torch.Tensor]:
         """The averages by parameter name, on the CPU."""

@@ -42,6 +42,9 @@ def export(run: Path, out: Path | None = None, bits: int | None = None, step: fl
             raise UserError(f"{run}: is one file already; give --bits or --step to pack it, or --out FILE to unpack it")
         field, recipe, about = load_field(run)
         state = field.state_dict()
+    elif better := _handed_out(run):
+        field, recipe, about = better
+        state = field.state_dict()
     else:
         state, recipe, about = joined(run)
     out = out or run / "field.safetensors"
@@ -74,6 +77,16 @@ def newest(run: Path) -> Trained:
         return ended
     state, recipe, about = joined(run)
     return build_field(whole[-1], state, recipe, about)
+
+
+def _handed_out(run: Path) -> Trained | None:
+    """The run's field where that is a better state than the one it ended with, which its checkpoint holds."""
+    whole = checkpoints.complete(run)
+    if not whole or not (run / "field.safetensors").is_file():
+        return None
+    ended = newest(run)
+    checked = ended.about.get("checked", {})
+    return ended if "field" in checked and checked["field"] != checked["end"] else None
 
 
 def _trained_by(run: Path, recipe: Recipe) -> bool:
@@ -128,5 +141,6 @@ def joined(run: Path) -> tuple[dict[str, torch.Tensor], Recipe, dict]:
     except (OSError, ValueError) as error:
         raise UserError(f"{run / 'about.json'}: cannot be read ({error}); resume the training") from None
     about["steps"] = steps_of(newest)
+    about.pop("checked", None)  # of other states
     recipe = load_recipe(run / "recipe.yaml")
     return joined_state(state, recipe, about), recipe, about

@@ -6,15 +6,18 @@ global batch of a step depends on the seed and the step alone, not on how many p
 
 import json
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, nullcontext, suppress
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
+from cpikan_hr import strict_json
 from cpikan_hr.errors import Interrupted, UserError
 from cpikan_hr.fields import Field, Region
+from cpikan_hr.files import write_text
 from cpikan_hr.jets import Jet, compile_kernels
 from cpikan_hr.mapped import in_files, in_memory
 from cpikan_hr.problems import Problem, build_problem
@@ -27,9 +30,11 @@ from cpikan_hr.solvers.optimizers import build_optimizer, rate
 from cpikan_hr.solvers.start import fit_field, normalise, sweep_field
 from cpikan_hr.training import checkpoints
 from cpikan_hr.training.backend import make_accelerator
+from cpikan_hr.training.best import Best
 from cpikan_hr.training.display import Preview, StartBar, contribution_table, described, missed
 from cpikan_hr.training.in_files import goes_into_files
-from cpikan_hr.training.requirements import check_backend, whole_weights
+from cpikan_hr.training.log import Log
+from cpikan_hr.training.requirements import check_backend, idle, whole_weights
 from cpikan_hr.training.run_folder import begin_run, held_run
 from cpikan_hr.training.settling import settle
 from cpikan_hr.training.solve import check_start, solve
@@ -37,7 +42,7 @@ from cpikan_hr.training.stopping import Stop, Stopped
 from cpikan_hr.training.tensors import save_tensors
 from cpikan_hr.training.trackers import Tracker
 from cpikan_hr.training.update import NonFinite, Updater
-from cpikan_hr.training.weights import joined_state, save_field
+from cpikan_hr.training.weights import joined_state, save_again, save_field
 
 
 def train(recipe: Recipe) -> Path:
@@ -65,6 +70,8 @@ def train(recipe: Recipe) -> Path:
         with Stop(recipe.target.seconds, began) as stop:
             fit(recipe, run, problem, accelerator, processes, checkpoint, began, stop)
     accelerator.end_training()
+    if accelerator.is_main_process:
+        Log(run, True).say(f"wrote {run}")
     if stop.signalled or stop.interrupted:
         resume = ", or resume it" if checkpoints.complete(run) else ""
         raise Interrupted(f"interrupted: {run} holds the field so far; render it{resume}")
@@ -84,10 +91,10 @@ def fit(
     """The training inside its folder: start, steps, weights."""
     options = recipe.training
     compile_kernels(recipe.field.compile)
-    preview = Preview(run, problem, accelerator.is_main_process)
+    preview, log = Preview(run, problem, accelerator.is_main_process), Log(run, accelerator.is_main_process)
     with processes.together():
         if checkpoint is None:
-            field, levels = begin_field(problem, recipe, processes, preview, stop)
+            field, levels = begin_field(problem, recipe, processes, preview, stop, log)
         else:
             field, levels = field_of(checkpoints.layout_of(run, checkpoint), problem, recipe), levels_of(run)
             field.to(accelerator.device)
@@ -106,6 +113,10 @@ def fit(
         optimizer = build_optimizer(field, options, recipe.field, filed)
         updater = Updater(accelerator, field, optimizer, lambda step: rate(step, options), options.clip, options.ema)
     batches = problem.batches(recipe)
+    best = None
+    if updater or recipe.solve.method != "none":  # else the start is the answer
+        micro = -(-batches.points(0) // (accelerator.num_processes * options.accumulate))
+        best = Best(run, problem, batches, processes, options.steps, micro)
     if updater and checkpoint is not None:
         checkpoints.load(updater, checkpoint)
     if checkpoint is not None:
@@ -120,30 +131,65 @@ def fit(
         if accelerator.is_main_process:
             begin_run(run, recipe, about, start)
             start = None  # what it holds is not the field's any more where that went into files
+            for line in idle(recipe):
+                log.say(line)
             if problem.note() and checkpoint is None:
-                print(problem.note(), flush=True)
+                log.say(problem.note())
             if levels and checkpoint is None:
-                tell_start(levels, problem, recipe, stop)
+                tell_start(levels, problem, recipe, stop, log)
+    if best and checkpoint is not None:
+        best.restore(checkpoint)
+
+    def evaluate(points: torch.Tensor, order: str) -> Jet:
+        return (updater.model if updater and solved is None else solved or field)(points, order)
+
+    def write(path: Path, looks: dict) -> None:
+        # What a solver reached, not the average of the weights before it
+        state = updater.weights() if updater and solved is None else (solved or field).state_dict()
+        with processes.together():
+            if accelerator.is_main_process:
+                told = about | {"checked": looks}
+                save_field(path, joined_state(state, recipe, told), recipe, told)
+
+    def look(step: int) -> None:
+        with updater.averaged() if updater and solved is None else nullcontext():
+            found = best.look(step, evaluate, write)
+        tracker.check(found)
+
     steps = updater.steps if updater else checkpoints.step_of(checkpoint) if second else 0
     total = options.steps + recipe.solve.most
     solved = None
-    with closing(Tracker(run, total, steps, accelerator.is_main_process)) as tracker:
+    with closing(Tracker(run, total, steps, accelerator.is_main_process, log)) as tracker:
         tracker.start([] if checkpoint else [described(row, problem) for row in levels])
+        if best and best.first is None:
+            look(steps)
         if updater:
-            run_steps(updater, problem, batches, recipe, run, stop, preview, tracker)
+            run_steps(updater, problem, batches, recipe, run, stop, preview, tracker, best.due, look)
             steps = updater.steps
         if recipe.solve.method != "none" and steps >= options.steps:
             solved = accelerator.unwrap_model(updater.model) if updater else field
             resumed = checkpoint if second else None
             steps = solve(solved, problem, batches, recipe, run, resumed, processes, stop, tracker, preview)
-    # What a solver reached, not the average of the weights before it
-    state = updater.weights() if updater and solved is None else (solved or field).state_dict()
+        if best:
+            look(steps)
+    marching = solved is not None and recipe.solve.march is not None and steps < total  # not all of it is solved yet
+    replaced = best is not None and best.worse and best.trusted and not marching
+    if replaced and updater and solved is None and (options.checkpoint_steps or options.checkpoint_minutes):
+        checkpoints.save(updater, run, options.keep, batches.state())  # from where the run can still go on
+    about |= {"steps": steps, "train_seconds": time.perf_counter() - began, "peak_rss_mb": peak_rss_mb()}
+    about["gpu_peak_mb"] = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else 0.0
+    checked = best.outcome(replaced) if best else {}
+    if not replaced:
+        write(run / "field.safetensors", checked)
     with processes.together():
         if accelerator.is_main_process:
-            about["steps"], about["train_seconds"] = steps, time.perf_counter() - began
-            about["peak_rss_mb"] = peak_rss_mb()
-            about["gpu_peak_mb"] = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else 0.0
-            save_field(run / "field.safetensors", joined_state(state, recipe, about), recipe, about)
+            about["checked"] = checked
+            if replaced:
+                save_again(best.path, run / "field.safetensors", recipe, about)
+            write_text(run / "about.json", strict_json.dumps(about))
+            if best:
+                log.say(best.told(replaced))
+                best.forget()
             points = batches.seen(recipe, steps)
             if points:
                 save_tensors(run / "points.safetensors", points)
@@ -175,11 +221,11 @@ def _identity_of(recipe: Recipe) -> dict:
     return recipe.model_dump(include={"problem", "field", "start", "target", "batch"})
 
 
-def tell_start(levels: list[dict], problem: Problem, recipe: Recipe, stop: Stop) -> None:
+def tell_start(levels: list[dict], problem: Problem, recipe: Recipe, stop: Stop, log: Log) -> None:
     """Prints what each level contributed, and which target was missed unless the start was stopped."""
-    print(contribution_table(levels, problem), flush=True)
+    log.say(contribution_table(levels, problem))
     for line in [] if stop.signalled or stop.interrupted else missed(levels, problem, recipe.target):
-        print(line, flush=True)
+        log.say(line)
 
 
 def levels_of(run: Path) -> list[dict]:
@@ -191,7 +237,7 @@ def levels_of(run: Path) -> list[dict]:
 
 
 def begin_field(
-    problem: Problem, recipe: Recipe, processes: Processes, preview: Preview, stop: Stop
+    problem: Problem, recipe: Recipe, processes: Processes, preview: Preview, stop: Stop, log: Log
 ) -> tuple[Field, list[dict]]:
     """A new field with its levels solved, or only normalised; and what each level contributed.
 
@@ -206,7 +252,7 @@ def begin_field(
         normalise(field, problem.target, problem.shape, recipe)
         return field, []
     levels: list[dict] = []
-    bar = StartBar(processes.rank == 0)
+    bar = StartBar(processes.rank == 0, log)
 
     def progress(label: str, fraction: float) -> None:
         bar(label, fraction)
@@ -238,6 +284,8 @@ def run_steps(
     stop: Stop,
     preview: Preview,
     tracker: Tracker,
+    due_look: Callable[[int], bool],
+    look: Callable[[int], None],
 ) -> None:
     """Updates until `training.steps`, reading the next micro-batch while the present one is computed."""
     options, accelerator = recipe.training, updater.accelerator
@@ -317,6 +365,8 @@ def run_steps(
                 tracker.log(updater.steps, {"loss": loss, name: value, "lr": lr, "grad_norm": norm, **told})
                 if whole:
                     preview.draw(field)
+            if due_look(updater.steps):
+                look(updater.steps)
             if due(updater, options, saved_at):
                 checkpoints.save(updater, run, options.keep, batches.state())
                 saved_at = time.perf_counter()

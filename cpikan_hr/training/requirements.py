@@ -21,6 +21,33 @@ def hands_out(accelerator: Accelerator) -> bool:
     return zero.get("stage", 0) > 0 and offload.get("ratio", 1.0) == 1.0
 
 
+UPDATES = (
+    "optimizer", "lr", "betas", "weight_decay", "schedule", "warmup", "final_lr", "clip", "ema", "sweep_every",
+    "settle_rmse", "settle_every",
+)  # fmt: skip
+
+
+def idle(recipe: Recipe) -> list[str]:
+    """One line for options that were given and do nothing beside the others."""
+    lines = []
+
+    def given(section: str, keys) -> str:
+        options = getattr(recipe, section)
+        found = [key for key in keys if key in options.model_fields_set and getattr(options, key) is not None]
+        return ", ".join(f"{section}.{key}" for key in found)
+
+    if not recipe.training.steps and (names := given("training", UPDATES)):
+        lines.append(f"note: {names}: without effect, training.steps is 0")
+    adapts = any(level.grow or getattr(level.network, "sparse", False) for level in recipe.field.levels)
+    if recipe.problem.kind != "pde" and not (adapts and recipe.start.enabled):
+        if names := given("target", ("psnr", "rmse", "params_per_px")):
+            lines.append(f"note: {names}: without effect, no level adapts (`sparse: true` or `grow: true`, started)")
+    others = [key for key in type(recipe.start).model_fields if key != "enabled"]
+    if not recipe.start.enabled and (names := given("start", others)):
+        lines.append(f"note: {names}: without effect, start.enabled is false")
+    return lines
+
+
 def check_backend(recipe: Recipe, accelerator: Accelerator) -> None:
     """UserError for what needs whole, plain weights on every process where they are sharded or offloaded."""
     if whole_weights(accelerator):

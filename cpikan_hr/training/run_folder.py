@@ -76,7 +76,8 @@ def begin_run(run: Path, recipe: Recipe, about: dict, start: dict[str, torch.Ten
         for replaced in checkpoints.complete(run):
             shutil.rmtree(replaced, ignore_errors=True)
         save_tensors(run / "start.safetensors", start)
-        (run / "metrics.jsonl").unlink(missing_ok=True)
+        for name in ("metrics.jsonl", "looks.jsonl"):
+            (run / name).unlink(missing_ok=True)
     (run / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n")  # for who finds it locked
     write_text(run / "recipe.yaml", dump_recipe(recipe))
     write_text(run / "about.json", strict_json.dumps(about))  # what `export` needs where the run does not end

@@ -237,6 +237,15 @@ class Updater:
             self.average.update()
         return float(norm)
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model has the averaged weights meanwhile, where there are any."""
+        if not self.average:
+            yield
+            return
+        with self.average.in_place():
+            yield
+
     def weights(self) -> dict[str, Tensor] | None:
         """Collective. The model's whole state, averaged weights where asked for, on the main process; else None.
 

@@ -33,6 +33,11 @@ def save_field(path: Path, state: dict[str, torch.Tensor], recipe: Recipe, about
     save_tensors(path, state, metadata)
 
 
+def save_again(source: Path, path: Path, recipe: Recipe, about: dict) -> None:
+    """The weights of one field's file in another, with a description of their own."""
+    save_field(path, map_tensors(source)[0], recipe, about)
+
+
 def save_packed(path: Path, trained: Trained, bits: int, step: float | None) -> None:
     """Writes the field quantised and compressed (see `codec.py`). UserError where it cannot be."""
     field, recipe, about = trained
