@@ -346,7 +346,7 @@ class PDE(Problem):
             return None
         where = f"{self.name}: solution"
         return torch.cat(
-            [columns(part, len(p), self.channels, where).detach() for part, p in zip(parts, pieces, strict=True)]
+            [columns(part, len(p), self.channels, where).detach().double() for part, p in zip(parts, pieces, strict=True)]
         )
 
     def coefficients(self, field: Field) -> dict[str, float]:

@@ -56,7 +56,7 @@ def _hint(shape: tuple[int, ...], count: int, width: int | None) -> str:
     if shape == (count, count):
         return ": where [n] meets [n, 1], torch makes [n, n]"
     if width is not None and width > 1 and shape in ((), (1,), (count,), (count, 1), (1, 1)):
-        return f", one column for each of {width} functions, or name one of them: component=..."
+        return f", one column for each of {width} functions; a condition of one says component=..."
     return ""
 
 
