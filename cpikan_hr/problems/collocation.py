@@ -144,7 +144,12 @@ class Collocation:
             points = face_points(
                 group.condition, self.equation.domain(), group.count, lambda n: self.uniform(n, dim, number, draw)
             )
-            return Placed(points, self.values_on(group, points))
+            values = self.values_on(group, points)
+            bad = torch.nonzero(~values.isfinite().all(1))[:, 0]
+            if len(bad):
+                at = ", ".join(f"{axis} = {x:g}" for axis, x in zip(self.axes, points[bad[0]].tolist(), strict=True))
+                raise UserError(f"condition {group.name!r}: its value is not finite at {at}; correct the equation")
+            return Placed(points, values)
         points = self.low + (self.high - self.low) * self.uniform(group.count, dim, number, draw)
         if group.kind == "residual" and self.interior is not None:
             points = self.interior
@@ -170,10 +175,6 @@ class Collocation:
         values = points.new_zeros(len(points), self.equation.channels)
         if isinstance(group.condition, Condition):
             found = values_of(group.condition, self.equation, coordinates(points, self.axes))
-            bad = torch.nonzero(~found.isfinite().all(1))[:, 0]
-            if len(bad):
-                at = ", ".join(f"{axis} = {x:g}" for axis, x in zip(self.axes, points[bad[0]].tolist(), strict=True))
-                raise UserError(f"condition {group.name!r}: its value is not finite at {at}; correct the equation")
             values[:, functions_of(group.condition, self.equation)] = found
         return values
 

@@ -344,10 +344,9 @@ class PDE(Problem):
         parts = [self.equation.solution(**coordinates(piece, self.axes)) for piece in pieces]
         if parts[0] is None:
             return None
-        where = f"{self.name}: solution"
-        return torch.cat(
-            [columns(part, len(p), self.channels, where).detach().double() for part, p in zip(parts, pieces, strict=True)]
-        )
+        where, counts = f"{self.name}: solution", map(len, pieces)
+        found = [columns(part, n, self.channels, where) for part, n in zip(parts, counts, strict=True)]
+        return torch.cat(found).detach().double()
 
     def coefficients(self, field: Field) -> dict[str, float]:
         """The unknowns' present values, by a field that holds whole weights."""
