@@ -299,6 +299,12 @@ class PDE(Problem):
     def about(self) -> dict:
         return {"equation": self.name, "axes": list(self.axes), "box": self.box.plain()}
 
+    def note(self) -> str | None:
+        soft = [group.name for group in self.groups if group.condition is not None]
+        if self.options.constraints == "soft" or not soft:
+            return None
+        return f"constraints: {self.options.constraints} does not hold {', '.join(soft)}; they stay terms of the loss"
+
     def told(self, field: Field) -> dict[str, float]:
         """The error against a known answer on a coarse lattice; root mean square of each soft condition and of the
         measurements, at some of the first draw's points, without weights; the unknowns' values.

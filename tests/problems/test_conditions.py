@@ -168,6 +168,7 @@ def test_hard_values_are_those_of_their_function_alone(constraints, tmp_path):
 def test_what_cannot_be_hard_stays_a_term_of_the_loss(tmp_path):
     problem, _ = made(tmp_path, "mixed", constraints="hard")
     assert [g.name for g in problem.groups] == ["residual", "x_low", "x_low_slope", "robin", "y_high_slope"]
+    assert "hard does not hold x_low, x_low_slope, robin, y_high_slope" in problem.note()
     one = ROUND.replace("class Mine(Equation):\n", 'class Mine(Equation):\n    components = ("u", "v")\n')
     one = one.replace('Periodic("x")', 'Periodic("x", "u")').replace("(lambda", "(component='v', value=lambda")
     one = one.replace("return torch.sin(2 * math.pi * (x - t))", "return None")

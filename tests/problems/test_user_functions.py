@@ -1,5 +1,6 @@
 """What the functions of an equation of one's own give: taken where it is clear, refused in one line where it is not."""
 
+import numpy as np
 import pytest
 import torch
 from small_pdes import make, random_points
@@ -141,3 +142,14 @@ def test_weights_of_terms_that_do_not_exist_are_refused(name, tmp_path):
     with pytest.raises(UserError) as told:
         problem_of(tmp_path, {", where=lambda x, t: t < 1": ""}, weights={name: 2.0}, **options)
     assert message in str(told.value)
+
+
+def test_measurements_of_one_function_of_two_are_refused(tmp_path):
+    np.save(tmp_path / "one.npy", np.full((4, 3), 0.5))
+    two = {'("u", "v")[:1]': '("u", "v")', "lambda x, t: t, side": "lambda x, t: t, 0, side"}
+    two["return x**2 + x + t"] = "pass"
+    with pytest.raises(UserError, match=r"one\.npy: shape \(4, 3\); give rows of 4 columns"):
+        problem_of(tmp_path, two, measurements={"path": str(tmp_path / "one.npy")})
+    np.save(tmp_path / "one.npy", np.full((4, 4), 0.5))
+    problem, _ = problem_of(tmp_path, two, measurements={"path": str(tmp_path / "one.npy")})
+    assert problem.groups[-1].name == "measurements"
