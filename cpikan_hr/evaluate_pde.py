@@ -12,7 +12,7 @@ from cpikan_hr.errors import UserError
 from cpikan_hr.evaluate import costs
 from cpikan_hr.fields import Field
 from cpikan_hr.problems import PDE, build_problem
-from cpikan_hr.problems.equations.base import Condition, Periodic, coordinates
+from cpikan_hr.problems.equations.base import Given
 from cpikan_hr.problems.pde import grid_points
 from cpikan_hr.training.weights import Trained
 
@@ -32,7 +32,7 @@ def evaluate_equation(trained: Trained, reference: Source | None, file_bytes: in
     problem = build_problem(recipe)
     table = errors(problem, field, tuple(about["shape"]), reference)
     table["residual"] = residual(problem, field, recipe.training.seed)
-    table["conditions"] = {c.name: on_face(problem, field, c) for c in problem.equation.conditions()}
+    table["conditions"] = {c.name: on_face(problem, field, c) for c in problem.conditions}
     found = coefficients(problem, field)
     if found:
         table["coefficients"] = found
@@ -112,28 +112,15 @@ def residual(problem: PDE, field: Field, seed: int) -> float:
     return float(found.double().square().sum(1).mean().sqrt())
 
 
-def on_face(problem: PDE, field: Field, condition: Condition | Periodic) -> dict[str, float]:
-    """rms and max of what a condition says is zero, on a lattice of its face; of both jumps where it is periodic."""
-    axis = problem.axes.index(condition.axis)
+def on_face(problem: PDE, field: Field, condition: Given) -> dict[str, float]:
+    """rms and max of what a condition says is zero, on a lattice of its face, of the part where it holds; of both jumps
+    where it is periodic."""
     side = min(problem.options.resolution, 1001)
-
-    def jet_at(end: str):
-        lines = [
-            torch.linspace(low, high, side, dtype=torch.float64)
-            for low, high in zip(problem.box.low, problem.box.high, strict=True)
-        ]
-        lines[axis] = torch.tensor([getattr(problem.box, end)[axis]], dtype=torch.float64)
-        points = grid_points(lines)
-        jet = problem.evaluate(field, points, "gradient")
-        return points, jet._replace(rows=jet.rows[..., : problem.channels].double().cpu())
-
-    if isinstance(condition, Periodic):
-        low, high = (jet_at(end)[1] for end in ("low", "high"))
-        found = torch.cat([high.value - low.value, high.gradient[axis] - low.gradient[axis]])
-    else:
-        points, jet = jet_at(condition.side)
-        u = jet.gradient[axis] if condition.derivative else jet.value
-        found = u - condition.value(**coordinates(points, problem.axes))
+    lines = [
+        torch.linspace(low, high, side, dtype=torch.float64)
+        for low, high in zip(problem.box.low, problem.box.high, strict=True)
+    ]
+    found = problem.unweighted_on(field, condition, lines)
     return {"rms": float(found.square().mean().sqrt()), "max": float(found.abs().max())}
 
 

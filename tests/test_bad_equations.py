@@ -115,7 +115,7 @@ EQUATIONS = {
     "third derivative": ({"RESIDUAL": "u.t + u.xxx"}, "residual asks for u.xxx"),
     "another axis": ({"RESIDUAL": "u.y"}, "residual asks for u.y"),
     "no residual": ({"RESIDUAL": "None"}, "residual gives NoneType"),
-    "flat residual": ({"RESIDUAL": "u.t[:, 0]"}, "give a tensor [n, K]"),
+    "residual that broadcasts": ({"RESIDUAL": "u.t - x[:, 0]"}, "give a tensor [n, K]"),
     "residual that raises": ({"RESIDUAL": "u.t / (1 // 0)"}, "residual raised ZeroDivisionError"),
     "no condition": ({"CONDITIONS": "[]"}, "no condition on any face"),
     "nested conditions": ({"CONDITIONS": "[initial(lambda x, t: x)]"}, "unpack lists"),

@@ -57,18 +57,21 @@ def test_the_commands_of_the_readme_run_one_after_the_other(tmp_path):
 def test_the_equation_of_the_documentation_is_trained_evaluated_and_drawn(tmp_path, monkeypatch, capsys):
     """Its files and commands as they stand there, with fewer iterations."""
     text = (ROOT / "docs" / "add_an_equation.md").read_text()
-    for kind in ("py", "yaml"):
-        language = {"py": "python"}.get(kind, kind)
-        (code,) = re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.M | re.S)
-        assert kind != "py" or code.count("\n") < 40
-        (tmp_path / f"klein_gordon.{kind}").write_text(code.replace("iterations: 60", "iterations: 15"))
+    for kind, language in (("py", "python"), ("yaml", "yaml")):
+        codes = re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.M | re.S)
+        for name, code in zip(("klein_gordon", "plate"), codes, strict=True):
+            assert kind != "py" or code.count("\n") < 40
+            (tmp_path / f"{name}.{kind}").write_text(code.replace("iterations: 60", "iterations: 15"))
     monkeypatch.chdir(tmp_path)
     commands = commands_of("docs/add_an_equation.md")
-    assert [words[1] for words in commands] == ["train", "evaluate", "render", "train"]
+    assert [words[1] for words in commands] == ["train", "evaluate", "render", "train", "train", "evaluate"]
     for words in commands:
         capsys.readouterr()
         assert cli(words[1:]) == 0, capsys.readouterr().err
         if words[1] == "evaluate":
-            assert json.loads(capsys.readouterr().out)["rel_l2"] < 0.1
+            table = json.loads(capsys.readouterr().out)
+            assert table["rel_l2"] < (1e-6 if words[2] == "runs/plate" else 0.1)
+    assert list(table["conditions"]) == ["y_low_slope_u", "y_low_u", "y_high_u", "y_high_m", "periodic_x"]
+    assert all(error["max"] < 1e-5 for error in table["conditions"].values())
     assert (tmp_path / "klein_gordon.tif").is_file()
     assert (tmp_path / "runs" / "inverse" / "field.safetensors").is_file()

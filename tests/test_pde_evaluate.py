@@ -35,7 +35,7 @@ class Advection(Equation):
         return u.t + u.x
 
     def conditions(self):
-        return dirichlet("x", lambda x, t: 0 * t)
+        return dirichlet("x", lambda x, t: [0.0, 0.0])
 '''
 
 

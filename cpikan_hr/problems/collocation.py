@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cpikan_hr.problems.equations.base import Condition, Equation, Periodic, coordinates
+from cpikan_hr.errors import UserError
+from cpikan_hr.problems.equations.base import Condition, Equation, FaceResidual, Given, Periodic, coordinates
+from cpikan_hr.problems.equations.conditions import face_points, functions_of, values_of
 from cpikan_hr.problems.equations.constraints import Ansatz
 from cpikan_hr.recipe import PointOptions
 
@@ -20,13 +22,13 @@ BESIDE = 1e-9  # of the extent: how far from an interface its two sides are look
 
 @dataclass(frozen=True)
 class Group:
-    """One term of the loss. `kind`: residual, condition, periodic, measurements or interface."""
+    """One term of the loss. `kind`: residual, condition, face_residual, periodic, measurements or interface."""
 
     name: str
     kind: str
     count: int  # residuals, or pairs
-    condition: Condition | Periodic | None = None
-    axis: int = 0  # of a pair
+    condition: Given | None = None
+    axis: int = 0  # of a face or a pair
 
     @property
     def per(self) -> int:
@@ -40,6 +42,12 @@ class Placed:
 
     points: Tensor
     values: Tensor
+
+
+def condition_group(condition: Given, axes: tuple[str, ...], count: int) -> Group:
+    """The term of a condition."""
+    kinds = {Condition: "condition", FaceResidual: "face_residual", Periodic: "periodic"}
+    return Group(condition.name, kinds[type(condition)], count, condition, axes.index(condition.axis))
 
 
 def share_of(count: int, share: int, shares: int) -> Tensor:
@@ -60,7 +68,7 @@ class Collocation:
         order: str,
         seed: int,
         ansatz: Ansatz | None,
-        soft: list[Condition | Periodic],
+        soft: list[Given],
         edges: list[list[float]],
         measured: tuple[Tensor, Tensor] | None,
     ):
@@ -71,9 +79,7 @@ class Collocation:
         self.axes = equation.axes
         self.groups = [Group("residual", "residual", options.interior)]
         for condition in soft:
-            kind = "periodic" if isinstance(condition, Periodic) else "condition"
-            count = options.condition if len(self.axes) > 1 else 1
-            self.groups.append(Group(condition.name, kind, count, condition, self.axes.index(condition.axis)))
+            self.groups.append(condition_group(condition, self.axes, options.condition if len(self.axes) > 1 else 1))
         if measured is not None:
             self.groups.append(Group("measurements", "measurements", len(measured[0])))
         if options.interface:
@@ -134,16 +140,21 @@ class Collocation:
         channels, dim = self.equation.channels, len(self.axes)
         if group.kind == "measurements":
             return Placed(*self.measured)
+        if group.kind in ("condition", "face_residual"):
+            points = face_points(
+                group.condition, self.equation.domain(), group.count, lambda n: self.uniform(n, dim, number, draw)
+            )
+            values = self.values_on(group, points)
+            bad = torch.nonzero(~values.isfinite().all(1))[:, 0]
+            if len(bad):
+                at = ", ".join(f"{axis} = {x:g}" for axis, x in zip(self.axes, points[bad[0]].tolist(), strict=True))
+                raise UserError(f"condition {group.name!r}: its value is not finite at {at}; correct the equation")
+            return Placed(points, values)
         points = self.low + (self.high - self.low) * self.uniform(group.count, dim, number, draw)
         if group.kind == "residual" and self.interior is not None:
             points = self.interior
         values = points.new_zeros(len(points), channels)
-        if group.kind == "condition":
-            at_low = group.condition.side == "low"
-            points[:, group.axis] = (self.low if at_low else self.high)[group.axis]
-            values = group.condition.value(**coordinates(points, self.axes))
-            values = torch.as_tensor(values, dtype=torch.float64).expand(len(points), channels)
-        elif group.kind in ("periodic", "interface"):
+        if group.kind in ("periodic", "interface"):
             points = points.repeat_interleave(2, dim=0)
             if group.kind == "periodic":
                 ends = torch.stack([self.low[group.axis], self.high[group.axis]])
@@ -158,6 +169,14 @@ class Collocation:
                 points = points.unflatten(0, (-1, 2))[torch.from_numpy(order)].flatten(0, 1)
             values = points.new_zeros(len(points), channels)
         return Placed(points, values)
+
+    def values_on(self, group: Group, points: Tensor) -> Tensor:
+        """What a condition compares u with at points [n, D] of its face, [n, C]; 0 of functions that it is not for."""
+        values = points.new_zeros(len(points), self.equation.channels)
+        if isinstance(group.condition, Condition):
+            found = values_of(group.condition, self.equation, coordinates(points, self.axes))
+            values[:, functions_of(group.condition, self.equation)] = found
+        return values
 
     def uniform(self, count: int, dim: int, *stream: int) -> Tensor:
         """Points in the unit cube, float64 [count, dim], by the recipe's pattern."""

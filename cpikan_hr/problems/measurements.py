@@ -30,19 +30,19 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf|infinity
 Table = tuple[list[str] | None, np.ndarray]  # names of the columns, where the file has any, and rows [M, columns]
 
 
-def read_table(path: Path, axes: Sequence[str], channels: int) -> Tensor:
+def read_table(path: Path, axes: Sequence[str], channels: int, components: Sequence[str] = ()) -> Tensor:
     """float64 [M, D + C]: a column per axis, then one per function, whatever their order in the file.
 
-    UserError for a file that is no such table, or could be another one.
+    components: the functions' names, where the equation gives them some. UserError for a file that is no such table, or could be another one.
     """
     where = f"problem.measurements.path: {path}"
-    wanted = len(axes) + channels
+    wanted, functions = len(axes) + channels, (tuple(components),) if components else FUNCTIONS
     try:
         data = path.read_bytes()
         if data.startswith(_BINARY) or path.suffix.lower() in (".npy", ".npz"):
             names, table = _read_arrays(data)
         else:
-            names, table = _read_text(_decoded(data), axes, wanted)
+            names, table = _read_text(_decoded(data), axes, wanted, functions)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         told = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise UserError(
@@ -51,9 +51,9 @@ def read_table(path: Path, axes: Sequence[str], channels: int) -> Tensor:
     if table.dtype.kind not in "fiub":
         raise UserError(f"{where}: holds no real numbers; give a csv, npy or npz file")
     if names is not None:
-        table = table[:, _places(names, axes, channels, where)]
+        table = table[:, _places(names, axes, functions, channels, where)]
     if table.ndim != 2 or table.shape[1] != wanted or not len(table):
-        order = ", ".join([*axes, *_called(channels)])
+        order = ", ".join([*axes, *_called(channels, functions)])
         raise UserError(f"{where}: shape {table.shape}; give rows of {wanted} columns, {order}")
     bad = np.nonzero(~np.isfinite(table).all(1))[0]
     if len(bad):
@@ -61,25 +61,28 @@ def read_table(path: Path, axes: Sequence[str], channels: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(table, dtype=np.float64))
 
 
-def _called(channels: int) -> list[str]:
-    return ["u"] if channels == 1 else list(FUNCTIONS[0][:channels])
+def _called(channels: int, functions: Sequence[Sequence[str]]) -> list[str]:
+    return ["u"] if channels == 1 else list(functions[0][:channels])
 
 
-def _places(names: list[str], axes: Sequence[str], channels: int, where: str) -> list[int]:
+def _places(
+    names: list[str], axes: Sequence[str], functions: Sequence[Sequence[str]], channels: int, where: str
+) -> list[int]:
     """Which columns are the axes', then the functions'. Letters' case counts only where it tells two names apart."""
     plain = names if all(axis in names for axis in axes) else [name.lower() for name in names]
     keys = list(axes) if plain is names else [axis.lower() for axis in axes]
     rest = [name for name in plain if name not in keys]
     if channels == 1 and len(rest) == 1:
-        functions: Sequence[str] = rest  # beside the axes there is one column: whatever it is called, it is u
+        called: Sequence[str] = rest  # beside the axes there is one column: whatever it is called, it is u
     else:
-        functions = next((f[:channels] for f in FUNCTIONS if set(f[:channels]) == set(rest)), ())
-    if sorted([*keys, *functions]) != sorted(plain) or len(set(plain)) != len(plain) or not functions:
+        named = [f if plain is names else [name.lower() for name in f] for f in functions]
+        called = next((f[:channels] for f in named if set(f[:channels]) == set(rest)), ())
+    if sorted([*keys, *called]) != sorted(plain) or len(set(plain)) != len(plain) or not called:
         raise UserError(
             f"{where}: its columns are called {', '.join(names)}; "
-            f"call them {', '.join([*axes, *_called(channels)])}, in any order, and leave out others"
+            f"call them {', '.join([*axes, *_called(channels, functions)])}, in any order, and leave out others"
         )
-    return [plain.index(name) for name in (*keys, *functions)]
+    return [plain.index(name) for name in (*keys, *called)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -123,14 +126,14 @@ def _decoded(data: bytes) -> str:
         return data.decode("latin-1")
 
 
-def _read_text(text: str, axes: Sequence[str], wanted: int) -> Table:
+def _read_text(text: str, axes: Sequence[str], wanted: int, functions: Sequence[Sequence[str]]) -> Table:
     """Rows of numbers below a line of names, which may be a comment, or without one. ValueError names the line."""
     lines, named = [], None
     for number, line in enumerate(text.splitlines(), start=1):
         content, mark, comment = line.partition("#")
         if content.strip():
             lines.append((number, content.strip(" \r\n")))
-        elif mark and not lines and _is_header(names := _names(comment.rpartition(":")[2]), axes, wanted):
+        elif mark and not lines and _is_header(names := _names(comment.rpartition(":")[2]), axes, wanted, functions):
             named = number, names
     if lines and not any(_is_number(cell) or _is_number(cell, ",") for cell in _names(lines[0][1])):
         number, first = lines.pop(0)
@@ -147,12 +150,12 @@ def _names(line: str) -> list[str]:
     return [name.strip().strip("\"'").strip() for name in line.split(separator)]
 
 
-def _is_header(names: list[str], axes: Sequence[str], wanted: int) -> bool:
+def _is_header(names: list[str], axes: Sequence[str], wanted: int, functions: Sequence[Sequence[str]]) -> bool:
     """Whether the words of a comment are names of columns, an axis among them, and not just a remark."""
     lower, known = {name.lower() for name in names}, {axis.lower() for axis in axes}
     if not all(name.isidentifier() for name in names) or not lower & known:
         return False
-    return len(names) == wanted or lower <= known.union(*FUNCTIONS)
+    return len(names) == wanted or lower <= known.union(name.lower() for called in functions for name in called)
 
 
 def _numbers(lines: list[tuple[int, str]], wanted: int) -> np.ndarray:

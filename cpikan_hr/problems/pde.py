@@ -5,20 +5,29 @@ import difflib
 import math
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cpikan_hr.errors import UserError, explained
+from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Box, Field
-from cpikan_hr.jets import Jet, row_count
+from cpikan_hr.jets import Jet
 from cpikan_hr.problems.base import Problem
-from cpikan_hr.problems.collocation import Collocation, Group
+from cpikan_hr.problems.collocation import Collocation, Group, condition_group
 from cpikan_hr.problems.equation_batches import EquationBatches
 from cpikan_hr.problems.equations import build
-from cpikan_hr.problems.equations.base import Condition, Equation, Periodic, Solution, coordinates
-from cpikan_hr.problems.equations.checks import checked_conditions
+from cpikan_hr.problems.equations.base import Condition, Equation, FaceResidual, Given, Periodic, Solution, coordinates
+from cpikan_hr.problems.equations.checks import (
+    check_functions,
+    check_solution,
+    checked_conditions,
+    examined,
+    some_points,
+)
+from cpikan_hr.problems.equations.columns import columns
+from cpikan_hr.problems.equations.conditions import functions_of, holds_at
 from cpikan_hr.problems.equations.constraints import Ansatz, constrained, hard_conditions
 from cpikan_hr.problems.measurements import check_inside, read_table
 from cpikan_hr.problems.non_finite import first_fault
@@ -28,6 +37,7 @@ from cpikan_hr.recipe import PDEProblem, Recipe
 LATTICE = 65  # points per axis of the lattice where the logged error is taken, of three axes a quarter
 WATCHED = 500  # points of a term that its logged size is taken from
 CHUNK = 65536  # points evaluated at once where nothing is trained
+ORDERS = ("value", "gradient", "hessian")
 
 
 class PDE(Problem):
@@ -44,13 +54,12 @@ class PDE(Problem):
         self.options = options
         self.equation: Equation = build(options.equation, dict(options.parameters))
         self.name = type(self.equation).__name__
+        check_functions(self.equation, options.equation)
         self.axes, self.channels = self.equation.axes, self.equation.channels
         self._ends = self.equation.domain()
-        self._conditions = conditions = checked_conditions(self.equation, options.equation)
+        self.conditions = conditions = checked_conditions(self.equation, options.equation)
         if not conditions and not options.measurements:
             raise UserError(f"{options.equation}: no condition on any face; without one the answer is not determined")
-        self.order, self.residual_width = self._needs()
-        self._check_field(recipe)
         ends = list(self._ends.values())
         hard = hard_conditions(self.equation, conditions, options.constraints)
         periodic = tuple(self.axes.index(c.axis) for c in hard if isinstance(c, Periodic))
@@ -65,6 +74,10 @@ class PDE(Problem):
         for name, value in self._true.items():
             if not isinstance(value, float | int):
                 raise UserError(_no_such("problem.unknown", name, list(vars(self.equation))))
+        self.order, self._face_orders, self.residual_width = self._needs()
+        self._check_field(recipe)
+        if options.equation.endswith(".py"):  # answers of shipped equations may take half a minute, and are tested
+            check_solution(self.equation, options.equation)
         low, high = ([float(end[k]) for end in ends] for k in (0, 1))
         self.box = Box(tuple(low), tuple(high), periodic, tuple(options.unknown.values()))
         self.shape = (options.resolution if len(ends) > 1 else 1, options.resolution)
@@ -87,22 +100,34 @@ class PDE(Problem):
 
     # ------------------------------------------------------------------------------------------------------ set-up
 
-    def _needs(self) -> tuple[str, int]:
-        """The jet order of the residual and its conditions, found by asking with zeros; and how many equations."""
-        probe, name = Probe(self.axes, self.channels), self.options.equation
-        point = {axis: torch.full((1, 1), sum(ends) / 2, dtype=torch.float64) for axis, ends in self._ends.items()}
-        try:
-            found = self.equation.residual(probe, **point)
-        except Exception as error:  # an equation is a user's file
-            wrong = isinstance(error, AttributeError) and str(error).startswith("u.")
-            said = f"asks for {explained(error).partition(': ')[2]}" if wrong else f"raised {explained(error)}"
-            raise UserError(f"{name}: residual {said}; correct the equation") from None
-        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != 1:
-            told = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-            raise UserError(f"{name}: residual gives {told} at one point; give a tensor [n, K] of K equations")
-        slopes = any(isinstance(c, Periodic) or c.derivative for c in self._conditions)
-        first, second = bool(probe.asked[1]) or slopes, bool(probe.asked[2])
-        return "hessian" if second else "gradient" if first else "value", found.shape[-1]
+    def _needs(self) -> tuple[str, dict[str, str], int]:
+        """The jet orders of the loss and of each residual on a face, found by trying; and how many equations."""
+        name, unknown = self.options.equation, [float(value) for value in self.options.unknown.values()]
+        faces = {c.name: c for c in self.conditions if isinstance(c, FaceResidual)}
+        orders, width = {}, 0
+        for face in (None, *faces.values()):
+            asked: set[int] = set()
+            where = f"{name}: residual" if face is None else f"{name}: condition {face.name!r}: residual"
+
+            def evaluate(jet: Jet, points: Tensor, face=face, asked=asked) -> Any:
+                return self._ask(jet, points, face and face.name, asked)
+
+            found = examined(
+                evaluate, self.equation, lambda n, face=face: some_points(self.equation, face, name, n), unknown, where
+            )
+            orders["" if face is None else face.name] = ORDERS[max(asked, default=0)]
+            width = width or found
+        slopes = any(isinstance(c, Periodic) or getattr(c, "derivative", 0) for c in self.conditions)
+        most = max([*orders.values(), "gradient" if slopes else "value"], key=ORDERS.index)
+        return most, orders, width
+
+    def order_of(self, group: Group) -> str:
+        """The jet that a term's residuals need."""
+        if group.kind in ("residual", "interface"):
+            return self.order
+        if group.kind == "face_residual":
+            return self._face_orders[group.name]
+        return "gradient" if group.kind == "periodic" or getattr(group.condition, "derivative", 0) else "value"
 
     def _check_field(self, recipe: Recipe) -> None:
         for k, level in enumerate(recipe.field.levels):
@@ -119,10 +144,12 @@ class PDE(Problem):
                 raise UserError("field.window: cosine has no second derivative where it ends; use quintic or bump")
 
     def _check_weights(self) -> None:
-        parts = ("value", "residual", "flux")
-        groups = [group.name for group in self.groups if group.kind != "interface"]
-        known = ["residual", "measurements", *groups, *(f"interface_{p}" for p in parts)]
+        known = [group.name for group in self.groups if group.kind != "interface"]
+        if self.options.points.interface:
+            known += [f"interface_{part}" for part in ("value", "residual", "flux")]
         for name in self.options.weights:
+            if name not in known and name in [condition.name for condition in self.conditions]:
+                raise UserError(f"problem.weights: '{name}' holds exactly, by problem.constraints; leave it out")
             if name not in known:
                 raise UserError(_no_such("problem.weights", name, known))
 
@@ -140,16 +167,15 @@ class PDE(Problem):
             return None
         low, high = (torch.tensor(end, dtype=torch.float64) for end in zip(*self._ends.values(), strict=True))
         if options.path:
-            table = read_table(Path(options.path), self.axes, self.channels)
+            table = read_table(Path(options.path), self.axes, self.channels, self.equation.components)
             points = table[:, : len(self.axes)]
             check_inside(points, low, high, f"problem.measurements.path: {options.path}")
             return points, table[:, len(self.axes) :]
         rng = np.random.default_rng([seed, 777])
         points = low + (high - low) * torch.from_numpy(rng.random((options.points, len(self.axes))))
-        truth = self.equation.solution(**coordinates(points, self.axes))
+        truth = self.truth(points)
         if truth is None:
             raise UserError(f"problem.measurements: {self.options.equation} knows no answer to measure; give a path")
-        truth = truth.detach()
         error = torch.from_numpy(rng.standard_normal(tuple(truth.shape))) * truth.std(0)
         return points, truth + options.noise * error
 
@@ -157,35 +183,68 @@ class PDE(Problem):
 
     def residuals(self, group: Group, jet: Jet, points: Tensor, values: Tensor) -> Tensor:
         """A term's residuals [N, K], each column times the root of its weight; jet: u and the unknowns there."""
-        u = jet._replace(rows=jet.rows[..., : self.channels])
-        if group.kind == "residual":
-            return self._root("residual") * self.residual(jet, points)
-        if group.kind == "measurements":
-            return self._root("measurements") * (u.value - values)
-        if group.kind == "condition":
-            found = u.gradient[group.axis] if group.condition.derivative else u.value
-            return self._root(group.name) * (found - values)
-        low, high = (u._replace(rows=u.rows[:, k::2]) for k in (0, 1))
-        step, flux = high.value - low.value, high.gradient[group.axis] - low.gradient[group.axis]
-        if group.kind == "periodic":
-            return self._root(group.name) * torch.cat([step, flux], dim=1)
-        both = self.residual(jet, points)
-        parts = {"interface_value": step, "interface_residual": both[1::2] - both[0::2], "interface_flux": flux}
-        return torch.cat([self._root(name) * part for name, part in parts.items()], dim=1)
+        found = self.unweighted(group, jet, points, values)
+        if group.kind != "interface":
+            return self._root(group.name) * found
+        parts = found.split([self.channels, self.residual_width, self.channels], dim=1)
+        roots = [self._root(f"interface_{name}") for name in ("value", "residual", "flux")]
+        return torch.cat([root * part for root, part in zip(roots, parts, strict=True)], dim=1)
 
     def _root(self, name: str) -> float:
         return math.sqrt(self.options.weights.get(name, 1.0))
 
+    def unweighted(self, group: Group, jet: Jet, points: Tensor, values: Tensor) -> Tensor:
+        """What a term says is zero, [N, K], without weights: of the functions that its condition is for."""
+        if group.kind == "residual":
+            return self.residual(jet, points)
+        if group.kind == "face_residual":
+            return columns(self._ask(jet, points, group.name), len(points), None, f"condition {group.name!r}: residual")
+        u = jet._replace(rows=jet.rows[..., : self.channels])
+        if group.kind == "measurements":
+            return u.value - values
+        if group.kind == "condition":
+            found = u.gradient[group.axis] if group.condition.derivative else u.value
+            return (found - values)[:, functions_of(group.condition, self.equation)]
+        low, high = (u._replace(rows=u.rows[:, k::2]) for k in (0, 1))
+        step, flux = high.value - low.value, high.gradient[group.axis] - low.gradient[group.axis]
+        if group.kind == "periodic":
+            part = functions_of(group.condition, self.equation)
+            return torch.cat([step[:, part], flux[:, part]], dim=1)
+        both = self.residual(jet, points)
+        return torch.cat([step, both[1::2] - both[0::2], flux], dim=1)
+
+    def unweighted_on(self, field: Field, condition: Given, lines: list[Tensor]) -> Tensor:
+        """What a condition says is zero, float64 [N, K], where it holds on the lattice with these lines."""
+        group = condition_group(condition, self.axes, 0)
+        ends = torch.tensor([self.box.low[group.axis], self.box.high[group.axis]], dtype=torch.float64)
+        faces = [grid_points([*lines[: group.axis], end[None], *lines[group.axis + 1 :]]) for end in ends]
+        if isinstance(condition, Periodic):
+            points = torch.stack(faces, dim=1).flatten(0, 1)
+        else:
+            points = faces[condition.side == "high"]
+            inside = holds_at(condition, points, self.axes)
+            points = points[inside] if inside.any() else some_points(self.equation, condition, self.options.equation)
+        jet = self.evaluate(field, points, self.order_of(group))
+        jet = jet._replace(rows=jet.rows.double().cpu())
+        return self.unweighted(group, jet, points, self.collocation.values_on(group, points))
+
     def residual(self, jet: Jet, points: Tensor) -> Tensor:
         """The equation's residual [n, K], without weights; jet: u and the unknowns at points [n, D], in `order`."""
+        return columns(self._ask(jet, points), len(points), self.residual_width, f"{self.name}: residual")
+
+    def _ask(self, jet: Jet, points: Tensor, face: str | None = None, asked: set[int] | None = None) -> Any:
+        """What the residual of the equation, or the one on a face, gives; `asked`: gathers the orders it looks at."""
         equation, points = self.equation, points.to(jet.rows.device)
         if self.options.unknown:
             equation = copy.copy(equation)
             for k, name in enumerate(self.options.unknown):  # a frozen dataclass whose checks want plain numbers
                 object.__setattr__(equation, name, jet.value[:, self.channels + k : self.channels + k + 1])
-        u = Solution(jet._replace(rows=jet.rows[..., : self.channels]), self.axes)
-        found = equation.residual(u, **coordinates(points, self.axes))
-        return found.expand(len(points), -1)
+        residual = equation.residual
+        if face is not None:  # of a copy anew: its functions know the equation that made them
+            given = equation.conditions() if self.options.unknown else self.conditions
+            (residual,) = [condition.residual for condition in given if condition.name == face]
+        u = Solution(jet._replace(rows=jet.rows[..., : self.channels]), self.axes, tuple(equation.components), asked)
+        return residual(u, **coordinates(points, self.axes))
 
     def solved(self, jet: Jet, lift: Tensor | None, factor: Tensor | None) -> Jet:
         """u and the unknowns from the field's jet: the ansatz, [n, R, C] and [n, R, 1], applied to u."""
@@ -264,6 +323,12 @@ class PDE(Problem):
     def about(self) -> dict:
         return {"equation": self.name, "axes": list(self.axes), "box": self.box.plain()}
 
+    def note(self) -> str | None:
+        soft = [group.name for group in self.groups if group.condition is not None]
+        if self.options.constraints == "soft" or not soft:
+            return None
+        return f"constraints: {self.options.constraints} does not hold {', '.join(soft)}; they stay terms of the loss"
+
     def told(self, field: Field) -> dict[str, float]:
         """The error against a known answer on a coarse lattice; root mean square of each soft condition and of the
         measurements, at some of the first draw's points, without weights; the unknowns' values.
@@ -275,13 +340,11 @@ class PDE(Problem):
             known = truth.isfinite()
             told["rel_l2"] = float((self.values(field, points) - truth)[known].norm() / truth[known].norm())
         for group, (placed, _, _) in zip(self.groups, self.collocation.placed(), strict=True):
-            root = self._root(group.name)
-            if group.kind in ("residual", "interface") or not root:
+            if group.kind in ("residual", "interface"):
                 continue
             some = slice(WATCHED * group.per)
-            sloped = isinstance(group.condition, Periodic) or getattr(group.condition, "derivative", 0)
-            jet = self.evaluate(field, placed.points[some], "gradient" if sloped else "value")
-            found = self.residuals(group, jet, placed.points[some], placed.values[some].to(jet.rows.device)) / root
+            jet = self.evaluate(field, placed.points[some], self.order_of(group))
+            found = self.unweighted(group, jet, placed.points[some], placed.values[some].to(jet.rows.device))
             told[f"rms_{group.name}"] = float(found.double().square().mean().sqrt())
         return told | {f"coefficient_{name}": value for name, value in self.coefficients(field).items()}
 
@@ -308,8 +371,13 @@ class PDE(Problem):
 
     def truth(self, points: Tensor) -> Tensor | None:
         """The known answer [n, C] at float64 points, None where there is none."""
-        parts = [self.equation.solution(**coordinates(piece, self.axes)) for piece in points.split(CHUNK)]
-        return None if parts[0] is None else torch.cat([part.detach() for part in parts])
+        pieces = points.split(CHUNK)
+        parts = [self.equation.solution(**coordinates(piece, self.axes)) for piece in pieces]
+        if parts[0] is None:
+            return None
+        where, counts = f"{self.name}: solution", map(len, pieces)
+        found = [columns(part, n, self.channels, where) for part, n in zip(parts, counts, strict=True)]
+        return torch.cat(found).detach().double()
 
     def coefficients(self, field: Field) -> dict[str, float]:
         """The unknowns' present values, by a field that holds whole weights."""
@@ -336,24 +404,6 @@ class PDE(Problem):
     def lattice_points(self, shape: tuple[int, int]) -> Tensor:
         """The points float64 [h w, D] of a map, the last axis fastest."""
         return grid_points(self.lattice_lines(shape))
-
-
-class Probe:
-    """Stands for u while it is found out which derivatives a residual asks for."""
-
-    def __init__(self, axes: tuple[str, ...], channels: int):
-        self._axes, self._zero, self.asked = axes, torch.zeros(1, channels, dtype=torch.float64), {1: set(), 2: set()}
-        rows = torch.zeros(row_count("hessian", len(axes)), 1, channels, dtype=torch.float64)
-        self._solution = Solution(Jet(rows, "hessian", len(axes)), axes)
-
-    @property
-    def value(self) -> Tensor:
-        return self._zero
-
-    def __getattr__(self, name: str) -> Tensor:
-        found = getattr(self._solution, name)
-        self.asked[len(name)].add(name)
-        return found
 
 
 def grid_points(lines: list[Tensor]) -> Tensor:

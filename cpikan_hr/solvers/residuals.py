@@ -90,9 +90,7 @@ class Residuals:
             total = group.count if most is None else min(most, group.count)
             if piece and len(whole) > piece:
                 whole = whole[self._place_of(placed.points[whole * group.per]).argsort(stable=True)]
-            needs = group.kind in ("residual", "interface")
-            slope = group.kind == "periodic" or bool(getattr(group.condition, "derivative", 0))
-            order = problem.order if needs else "gradient" if slope else "value"
+            order = problem.order_of(group)
             for number in whole.split(piece or len(whole) or 1):
                 if not len(number):
                     continue

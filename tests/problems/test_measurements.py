@@ -111,6 +111,13 @@ def test_several_functions_are_found_by_name(names, tmp_path):
         read_table(tmp_path / "other.csv", ("x", "t"), 2)
 
 
+def test_functions_with_names_are_found_by_those(tmp_path):
+    (tmp_path / "plate.csv").write_text("m,x,w,t\n4,1,3,2\n")
+    assert read_table(tmp_path / "plate.csv", ("x", "t"), 2, ("w", "m")).tolist() == [[1.0, 2.0, 3.0, 4.0]]
+    with pytest.raises(UserError, match="call them x, t, m, n, in any order"):
+        read_table(tmp_path / "plate.csv", ("x", "t"), 2, ("m", "n"))
+
+
 def test_the_order_of_the_rows_is_kept(tmp_path):
     path = tmp_path / "many.csv"
     values = np.random.default_rng(0).random((1000, 3))
