@@ -144,8 +144,8 @@ class Field(nn.Module):
         "unchecked": the points are known to be inside. The same in `train` and `eval` mode.
 
         Derivatives with respect to the points come as `order`, or from torch: `torch.autograd.grad` of any order,
-        also in a loss, and `torch.func`'s transforms, `vmap` included. Those are exact too, in full precision even
-        under autocast, but slower. Between tiles windows are smooth twice (quintic), once (cosine) or infinitely often
+        also in a loss, and `torch.func`'s transforms, `vmap` included. Those are exact too, but slower; autocast has no
+        part in the forward pass then (take the backward pass outside of it). Between tiles windows are smooth twice (quintic), once (cosine) or infinitely often
         (bump); without overlap the field may jump there. A higher derivative jumps, and is taken from one side there.
 
         A level that does not contribute yet is evaluated at no point, because data-parallel backends wait for a
@@ -203,7 +203,8 @@ class Field(nn.Module):
             inside = inside & _within(x, low, high)
         if outside == "raise" and not inside.all():
             first = points[~inside][0].tolist()
-            raise ValueError(f"point {first} is outside of the domain, {self.domain}: {int((~inside).sum())} such points")
+            count = int((~inside).sum())
+            raise ValueError(f"point {first} is outside of the domain, {self.domain}: {count} such points")
         # Not a plain NaN: torch's derivatives with respect to the points are NaN too, those of the parameters are not.
         beyond = (points * torch.where(inside, 0.0, torch.nan)[:, None]).sum(1).exp().to(rows.dtype)
         return torch.where(inside[:, None], rows, beyond[:, None])

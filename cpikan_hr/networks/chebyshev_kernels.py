@@ -222,8 +222,9 @@ def _plain(
 def chebyshev_linear(jet: Jet, weight: Tensor, bias: Tensor, degree: int, input_map: str) -> Tensor:
     """Rows of sum_n T_n(s(v)) W_n + b: `[t, R, P, C]` to `[t, R, P, out]`.
 
-    `weight` `[t, degree * C, out]`, degree-major; `bias` `[t, out]`. Differentiable as often as torch asks. The expansion
-    is computed in the precision of the rows; the GEMM of value-only jets follows autocast, that of derivatives the rows.
+    `weight` `[t, degree * C, out]`, degree-major; `bias` `[t, out]`. Differentiable as often as torch asks.
+    The expansion is computed in the precision of the rows; the GEMM of value-only jets follows autocast, that of
+    derivatives the rows.
     """
     rows = jet.rows
     gemm_dtype = rows.dtype

@@ -114,7 +114,8 @@ def build_field(path: Path, state: dict[str, torch.Tensor], recipe: Recipe, abou
         told = str(error).splitlines()[-1].strip()
         raise UserError(f"{path}: its weights do not fit its recipe ({told}); export it again") from None
     about["params"] = field.count_parameters()  # fewer in a packed file than were trained
-    if recipe.problem.kind == "pde" and recipe.problem.constraints != "soft" and about.get("constraint", ()) is not None:
+    hard = recipe.problem.kind == "pde" and recipe.problem.constraints != "soft"
+    if hard and about.get("constraint", ()) is not None:  # None: it was asked for, but nothing could be hard
         field.constraint = Constrained(recipe, about, str(path))
     return Trained(field.to(device).eval(), recipe, about)
 
