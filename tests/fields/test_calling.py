@@ -86,7 +86,7 @@ def test_a_loss_of_torchs_derivatives_has_the_gradient_of_that_of_jets(name, rec
     for level in field.levels:
         level.recompute = recompute
     jet = field(points, "hessian")
-    expected = torch.autograd.grad((jet.gradient[..., 0].square() + jet.laplacian[:, 0]).sum(), parameters)
+    expected = torch.autograd.grad(jet.gradient[..., 0].square().sum() + jet.laplacian[:, 0].sum(), parameters)
     at = points.clone().requires_grad_()
     (first,) = torch.autograd.grad(field(at).value[:, 0].sum(), at, create_graph=True)
     laplacian = sum(torch.autograd.grad(first[:, k].sum(), at, create_graph=True)[0][:, k] for k in (0, 1))
