@@ -145,8 +145,9 @@ class Field(nn.Module):
 
         Derivatives with respect to the points come as `order`, or from torch: `torch.autograd.grad` of any order,
         also in a loss, and `torch.func`'s transforms, `vmap` included. Those are exact too, but slower; autocast has no
-        part in the forward pass then (take the backward pass outside of it). Between tiles windows are smooth twice (quintic), once (cosine) or infinitely often
-        (bump); without overlap the field may jump there. A higher derivative jumps, and is taken from one side there.
+        part in the forward pass then (take the backward pass outside of it). Between tiles windows are smooth twice
+        (quintic), once (cosine) or infinitely often (bump); without overlap the field may jump there. A higher
+        derivative jumps, and is taken from one side there.
 
         A level that does not contribute yet is evaluated at no point, because data-parallel backends wait for a
         gradient of every parameter. ValueError or TypeError for what are no such points, or an unknown order.
