@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 ORDERS = ("value", "gradient", "laplacian", "hessian")
 
@@ -152,6 +153,22 @@ def full_precision(order: str) -> Iterator[None]:
             yield
         finally:
             torch.backends.cuda.matmul.allow_tf32 = tf32
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Torch's own derivatives, beside jets
+
+
+def transformed() -> bool:
+    """Whether a transform of `torch.func` or a level of forward-mode differentiation is active around the caller."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def unwrapped(tensor: Tensor) -> Tensor | None:
+    """The tensor inside the wrappers of `torch.func`, without a graph; None where `vmap` batches it: it has no sizes
+    and values that a program could look at."""
+    inner = torch.func.debug_unwrap(tensor, recurse=True)
+    return inner.detach() if inner.ndim == tensor.ndim else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

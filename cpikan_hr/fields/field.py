@@ -1,16 +1,23 @@
 """The field: the sum of its levels, and the only module a training loop calls."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cpikan_hr.fields.box import Box, Constants
 from cpikan_hr.fields.lattice import add_lattice, margin
-from cpikan_hr.fields.level import Level
+from cpikan_hr.fields.level import Level, differentiated
 from cpikan_hr.fields.tiles import TileGrid
-from cpikan_hr.jets import Jet, row_count
+from cpikan_hr.jets import Jet, full_precision, row_count
 from cpikan_hr.mapped import release
 from cpikan_hr.networks import build_network
 from cpikan_hr.recipe import FieldOptions, LevelOptions
+
+ROUNDING = 2.0**-22  # of an axis' largest coordinate: two roundings of single precision
+OUTSIDE = ("nan", "raise", "unchecked")
 
 
 class Field(nn.Module):
@@ -22,8 +29,13 @@ class Field(nn.Module):
     `groups[k]`: which levels the recipe's level number k stands for (several for a quadtree).
     `settled[k]`: tiles of level number k that have left the training: frozen, they still contribute. `levels[k]` then
     has the others alone.
-    `box`: where the domain is not that of a picture; its constants come as channels after the field's own.
+    `box`: where the domain is not that of a picture; its constants come as channels after the field's own, the same at
+    all points: the unknown coefficients of an inverse problem, in the order of `problem.unknown`.
+    `constraint`: what makes u of the sum of the levels, where an equation's conditions are hard (`load_field` sets it);
+    None: the sum is u.
     """
+
+    constraint: Callable[[Jet, Tensor], Jet] | None = None
 
     def __init__(
         self,
@@ -120,14 +132,38 @@ class Field(nn.Module):
         _refuse([*unexpected, *missing])
         return field
 
-    def forward(self, points: Tensor, order: str = "value", active: int | None = None) -> Jet:
-        """The jet [R, N, C + K] at float64 points [N, D]; only the recipe's first `active` levels contribute.
+    def forward(self, points: Tensor, order: str = "value", active: int | None = None, outside: str = "nan") -> Jet:
+        """The jet [R, N, C + K] at points [N, D]; only the recipe's first `active` levels contribute.
 
-        None: all. K: the box's constants.
+        `active` None: all. K: the box's constants. Points are rows (y, x) in pixels, pixel (i, j) being the square
+        around (i + 0.5, j + 0.5), or the coordinates of an equation's axes in their order; a tensor, an array or lists,
+        on any device, taken as float64: single precision resolves a pixel of 9344 only to 1e-3. The networks see them
+        relative to their tile, rounded to their own precision: by at most 2^-25 of the tile where that is single.
+
+        `outside`: of the closed domain, which is widened by `ROUNDING`, and at NaN the jet is NaN; "raise": ValueError;
+        "unchecked": the points are known to be inside. The same in `train` and `eval` mode.
+
+        Derivatives with respect to the points come as `order`, or from torch: `torch.autograd.grad` of any order,
+        also in a loss, and `torch.func`'s transforms, `vmap` included. Those are exact too, but slower; autocast has no
+        part in the forward pass then (take the backward pass outside of it). Between tiles windows are smooth twice
+        (quintic), once (cosine) or infinitely often (bump); without overlap the field may jump there. A higher
+        derivative jumps, and is taken from one side there.
 
         A level that does not contribute yet is evaluated at no point, because data-parallel backends wait for a
-        gradient of every parameter.
+        gradient of every parameter. ValueError or TypeError for what are no such points, or an unknown order.
         """
+        if outside not in OUTSIDE:
+            raise ValueError(f"outside {outside!r}: choose one of {', '.join(OUTSIDE)}")
+        points = self._points(points)
+        follow = differentiated(points)
+        with full_precision("gradient") if follow else nullcontext():
+            jet = Jet(self._sum(points, order, active, follow), order, points.shape[1])
+            if self.constraint is not None:
+                jet = self.constraint(jet, points)
+        return jet if outside == "unchecked" else jet._replace(rows=self._bounded(jet.rows, points, outside))
+
+    def _sum(self, points: Tensor, order: str, active: int | None, follow: bool) -> Tensor:
+        """Rows [R, N, C + K] of the levels' sum and the constants; `follow`: torch differentiates by the points."""
         rows = 0
         for number, group in enumerate(self.groups):
             for k in group:
@@ -135,20 +171,65 @@ class Field(nn.Module):
                 if active is not None and number >= active:
                     rows = rows + level(points[:0], order).sum() if torch.is_grad_enabled() else rows
                 elif str(k) in self.settled:
-                    cover = level.tile_grid.cover(points, order)
+                    cover = None if follow else level.tile_grid.cover(points, order)
                     rows = rows + level(points, order, cover) + self.settled[str(k)](points, order, cover)
                 else:
                     rows = rows + level(points, order)
         rows = rows @ self.mix
-        if self.constants is not None:
-            rows = torch.cat([rows, self.constants(rows)], dim=-1)
-        return Jet(rows, order, points.shape[1])
+        return rows if self.constants is None else torch.cat([rows, self.constants(rows)], dim=-1)
+
+    def _points(self, points: Tensor) -> Tensor:
+        """float64 on the field's device, [N, D]."""
+        if not isinstance(points, Tensor):
+            try:
+                points = np.asarray(points)
+            except ValueError as error:
+                raise TypeError(f"points: rows differ in length ({error})") from None
+            if points.dtype.kind not in "fiu":
+                raise TypeError(f"points of {points.dtype}: give real numbers")
+            points = torch.from_numpy(points.astype(np.float64))
+        if points.is_complex() or points.dtype == torch.bool:
+            raise TypeError(f"points of {points.dtype}: give real numbers")
+        if points.ndim != 2 or points.shape[1] != len(self.extent):
+            raise ValueError(
+                f"points of shape {tuple(points.shape)}: give [N, {len(self.extent)}], one row for a point; "
+                "points[None] for a single one, points.flatten(0, -2) for a lattice"
+            )
+        return points.to(self.device, torch.float64)
+
+    def _bounded(self, rows: Tensor, points: Tensor, outside: str) -> Tensor:
+        """Rows [R, N, C], NaN at points outside of the domain. ValueError there where they should `raise`."""
+        inside = torch.ones_like(points[:, 0], dtype=torch.bool)
+        for x, (low, high) in zip(points.unbind(1), self.domain, strict=True):
+            inside = inside & _within(x, low, high)
+        if outside == "raise" and not inside.all():
+            first = points[~inside][0].tolist()
+            count = int((~inside).sum())
+            raise ValueError(f"point {first} is outside of the domain, {self.domain}: {count} such points")
+        # Not a plain NaN: torch's derivatives with respect to the points are NaN too, those of the parameters are not.
+        beyond = (points * torch.where(inside, 0.0, torch.nan)[:, None]).sum(1).exp().to(rows.dtype)
+        return torch.where(inside[:, None], rows, beyond[:, None])
+
+    @property
+    def domain(self) -> list[tuple[float, float]]:
+        """Both ends of every axis."""
+        if self.box is not None:
+            return list(zip(self.box.low, self.box.high, strict=True))
+        return [(0.0, length) for length in self.extent]
 
     @torch.no_grad()
     def lattice(self, ys: Tensor, xs: Tensor, order: str = "value", groups: int | None = None) -> Tensor:
-        """Jet rows [R, C, H, W] on the product of ascending float64 coordinates; the recipe's first `groups` levels."""
+        """Jet rows [R, C, H, W] on the product of ascending coordinates [H], [W]; the recipe's first `groups` levels.
+
+        NaN outside of the domain, as in `forward`. ValueError for coordinates in another order, and for the field of an
+        equation, which is evaluated point by point.
+        """
+        if self.box is not None:
+            raise ValueError("the field of an equation has no lattice of pixels: give its points, field(points)")
         chosen = [level for group in self.groups[:groups] for level in self.parts(group)]
-        channels, axes = self.mix.shape[0], (ys.cpu(), xs.cpu())
+        channels, axes = self.mix.shape[0], (ys.double().cpu(), xs.double().cpu())
+        if any((x.diff() < 0).any() for x in axes):
+            raise ValueError("coordinates of a lattice do not ascend: sort them, or give points, field(points)")
         beyond_y, beyond_x = (max((margin(level, a, x) for level in chosen), default=0) for a, x in enumerate(axes))
         shape = row_count(order, 2), len(ys) + 2 * beyond_y, channels, len(xs) + 2 * beyond_x
         out = self.mix.new_zeros(shape)
@@ -156,7 +237,12 @@ class Field(nn.Module):
             add_lattice(level, out, *axes, order, (beyond_y, beyond_x))
         release()
         out = out[:, beyond_y : beyond_y + len(ys), :, beyond_x : beyond_x + len(xs)].transpose(1, 2)
-        return torch.einsum("rkhw,kc->rchw", out, self.mix) if channels > 1 else out
+        out = torch.einsum("rkhw,kc->rchw", out, self.mix) if channels > 1 else out
+        for dim, x, ends in zip((2, 3), axes, self.domain, strict=True):
+            inside = _within(x, *ends)
+            if not inside.all():
+                out.index_fill_(dim, torch.nonzero(~inside)[:, 0].to(out.device), torch.nan)
+        return out
 
     def pixels(self, y0: int, y1: int, x0: int, x1: int, groups: int | None = None, stride: int = 1) -> Tensor:
         """Values [C, h, w] at every stride-th pixel centre of a window, of the recipe's first `groups` levels."""
@@ -234,6 +320,12 @@ class Field(nn.Module):
 def pixel_axis(low: int, high: int, device: torch.device | str = "cpu", stride: int = 1) -> Tensor:
     """Coordinates, float64, of the centres of pixels low, low + stride, ... below high."""
     return torch.arange(low, high, stride, dtype=torch.float64, device=device) + 0.5
+
+
+def _within(x: Tensor, low: float, high: float) -> Tensor:
+    """Where coordinates lie in a closed range, which is widened by what rounding to single precision moves its ends."""
+    reach = ROUNDING * max(abs(low), abs(high))
+    return (x >= low - reach) & (x <= high + reach)
 
 
 def _active_tiles(state: dict[str, Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:

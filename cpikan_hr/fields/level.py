@@ -4,18 +4,19 @@ Only the `active` tiles have a network; the others contribute nothing. A quadtre
 whose active tiles together cover the domain once (see `solvers/quadtree.py`).
 
 Two geometries, one formula. Scattered points are sent to the tiles that see them (`forward`, for training); coordinate
-vectors span a lattice (`fields/lattice.py`, for start and rendering).
+vectors span a lattice (`fields/lattice.py`, for start and rendering). Where torch differentiates with respect to the
+points themselves, windows and local coordinates are made with a graph to them (`followed`).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cpikan_hr.fields.tiles import TileGrid
-from cpikan_hr.jets import Jet, chain, multiply, row_count, seed
+from cpikan_hr.jets import Jet, chain, multiply, row_count, seed, transformed, unwrapped
 from cpikan_hr.networks import TiledNetwork
 from cpikan_hr.parallel import at_once
 
@@ -139,7 +140,8 @@ class Level(nn.Module):
         """Jet rows [R, N, C] at float64 points [N, D]; `cover`: what the grid's `cover` gives there, where known."""
         if self.network is None:
             return self.mean.new_zeros(row_count(order, points.shape[1]), len(points), self.mean.shape[1])
-        return self.evaluate(points, order, self.dispatch(points, order, cover))
+        follow = self.followed if differentiated(points) else self.dispatch
+        return self.evaluate(points, order, follow(points, order, cover))
 
     def evaluate(self, points: Tensor, order: str, dispatch: Dispatch) -> Tensor:
         """`forward` at points whose dispatch is known."""
@@ -150,7 +152,7 @@ class Level(nn.Module):
             part = slice(start, start + step)
             numbers = dispatch.points[part]
             arguments = (padded[numbers], dispatch.tiles[part], dispatch.slots[part], dispatch.windows[part], order)
-            if self.recompute and torch.is_grad_enabled():
+            if self.recompute and torch.is_grad_enabled() and not transformed():
                 out = checkpoint(self.blend, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
                 out = self.blend(*arguments)
@@ -170,7 +172,11 @@ class Level(nn.Module):
     def inputs(self, points: Tensor, tiles: Tensor, order: str) -> Jet:
         """What the networks of tiles [t] see at points [t, P, D]: the jet of the local coordinates."""
         # Padding lies outside the tile, where polynomials overflow: their zero window could not undo that.
-        local = self.tile_grid.local(points, tiles[:, None]).clamp(-1, 1)
+        local = self.tile_grid.local(points, tiles[:, None])
+        if differentiated(points):  # a point that rounding puts beyond the end of its tile keeps its slope
+            local = local + (local.clamp(-1, 1) - local).detach()
+        else:
+            local = local.clamp(-1, 1)
         inverse = self.tile_grid.inverse_half.to(points.device)
         jet = seed(local.to(self.mean.dtype), order, inverse.to(self.mean.dtype))
         if self.scaled:
@@ -213,12 +219,40 @@ class Level(nn.Module):
         tiles = torch.repeat_interleave(tiles, parts)
         return Dispatch(tiles, self.slots_of(tiles), numbers, windows)
 
+    def followed(self, points: Tensor, order: str, cover: tuple | None = None) -> Dispatch:
+        """`dispatch` with windows that are functions of the points, to torch too: it differentiates them as often as it
+        likes. Which tiles see a point is no function of it: where that changes, windows are zero."""
+        plain = unwrapped(points)
+        found = self._everywhere(points) if plain is None else self.dispatch(plain, "value", cover)
+        at = torch.cat([points, points.new_zeros(1, points.shape[1])])[found.points]
+        windows = self.tile_grid.windows(at, found.tiles[:, None], order)
+        return replace(found, windows=torch.where(found.windows[..., :1] > 0, windows, 0.0))
+
+    @torch.no_grad()
+    def _everywhere(self, points: Tensor) -> Dispatch:
+        """What `dispatch` says of points [N, D], of a size that does not depend on them: a row for every point and tile
+        around it, with a window of 0 for tiles without a network. (Windows are 0 or 1 here.)"""
+        numbers = torch.arange(len(points), device=points.device)
+        if self.tile_grid.tiles == 1:  # one row: networks of tiles are gathered, one by one
+            first = numbers.new_zeros(1)
+            return Dispatch(first, first, numbers[None], torch.ones_like(points[:, :1])[None])
+        tiles, again = self.tile_grid.around(points.detach())
+        slots = self.slots_of(tiles.flatten())
+        seen = ~again.flatten() & (slots >= 0)
+        numbers = numbers.expand(len(tiles), -1).reshape(-1, 1)
+        return Dispatch(tiles.flatten(), slots.clamp(min=0), numbers, seen[:, None, None].to(points.dtype))
+
     def count_parameters(self) -> int:
         """Fitted numbers: the network's parameters and, per tile, mean and scale."""
         if self.network is None:
             return 0
         fitted = sum(p.numel() for p in self.network.parameters())
         return fitted + (self.mean.numel() + self.scale.numel() if self.per_tile else 0)
+
+
+def differentiated(points: Tensor) -> bool:
+    """Whether torch may be asked for derivatives with respect to these points."""
+    return points.requires_grad and torch.is_grad_enabled() or transformed()
 
 
 def on_circle(jet: Jet, axes: tuple[int, ...]) -> Jet:

@@ -140,6 +140,28 @@ class TileGrid:
         columns = [axis.centre(index[a]) + axis.half * local[..., a] for a, axis in enumerate(self.axes)]
         return torch.stack(columns, dim=-1)
 
+    def windows(self, points: Tensor, tiles: Tensor, order: str) -> Tensor:
+        """The windows' jets [..., R] of tiles [...] (broadcast) at points [..., D]: as `cover` gives them where they
+        are positive, but with a graph to the points."""
+        index = self.unravel(tiles)
+        factors = [torch.stack(axis.windows(points[..., a], index[a])) for a, axis in enumerate(self.axes)]
+        return product_rows(factors, order)
+
+    def around(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """The tiles that may see points [N, D], int64 [S, N], S = 2^D at most; bool [S, N], where one is there again.
+
+        Of a size that does not depend on where the points are, for `torch.func.vmap`.
+        """
+        flat = torch.zeros(1, len(points), dtype=torch.long, device=points.device)
+        again = torch.zeros_like(flat, dtype=torch.bool)
+        for a, axis in enumerate(self.axes):
+            index = axis.candidates(points[:, a])
+            twice = torch.stack([index[0] == index[1], index[0] != index[0]])
+            index, twice = (index, twice) if axis.count > 1 else (index[1:], twice[1:])
+            flat = (flat[:, None] * axis.count + index).flatten(0, 1)
+            again = (again[:, None] | twice).flatten(0, 1)
+        return flat, again
+
     def cover(self, points: Tensor, order: str) -> tuple[Tensor, Tensor, Tensor]:
         """All (point, tile) pairs with a positive window.
 

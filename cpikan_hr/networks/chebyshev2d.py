@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..jets import Jet, full_precision, pairs
+from ..jets import Jet, full_precision, pairs, transformed, unwrapped
 from .base import TiledNetwork, assign, outer, select
 from .chebyshev_kernels import INPUT_MAPS, chebyshev_derivatives
 
@@ -133,6 +133,8 @@ class Chebyshev2D(TiledNetwork):
         """All coefficients of `tiles`, zeros where a term is not in use: `[t, C, M + 1, N + 1]`."""
         if not self.sparse:
             return select(self.coefficients, tiles).unflatten(2, self.shape)
+        if tiles is not None and transformed() and unwrapped(tiles) is None:  # vmap: no lists of any length
+            return self.dense()[tiles]
         number, tile = self._listed(tiles)
         count = self.tiles if tiles is None else len(tiles)
         size = self.out_features * self.shape[0] * self.shape[1]

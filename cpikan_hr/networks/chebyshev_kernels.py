@@ -9,7 +9,8 @@ T_{n+1} = 2 s T_n - T_{n-1} with respect to v gives them without leaving the rec
     B'''_{n+1} = 2 (s''' B_n + 3 s'' B'_n + 3 s' B''_n + s B'''_n) - B'''_{n-1}
 
 Invariants: backward keeps the layer's input and recomputes the expansion, which is `degree` times larger, in blocks of
-tiles and points that stay in the cache; results do not depend on the blocks except for the order of summation.
+tiles and points that stay in the cache; results do not depend on the blocks except for the order of summation. Where
+torch is to differentiate the backward pass again (`create_graph`), it is taken whole, by operations that torch knows.
 """
 
 import math
@@ -17,9 +18,9 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 
-from ..jets import Jet, full_precision, kernel, pairs, quadratic
+from ..jets import Jet, full_precision, kernel, pairs, quadratic, transformed
 
 INPUT_MAPS = ("tanh", "identity", "sine")
 
@@ -163,9 +164,10 @@ class _ChebyshevLinear(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: FunctionCtx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph
+            return *_differentiable_backward(ctx, rows, weight, grad_out), None, None, None, None, None
         order, _, degree, _ = ctx.static
         needs_rows, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_rows = torch.empty_like(rows) if needs_rows else None
@@ -189,15 +191,45 @@ class _ChebyshevLinear(torch.autograd.Function):
         return grad_rows, grad_weight, grad_bias, None, None, None, None, None
 
 
+def _differentiable_backward(
+    ctx: FunctionCtx, rows: Tensor, weight: Tensor, grad_out: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """`_ChebyshevLinear.backward` with a graph to rows, weight and grad_out: not in blocks, the expansion is kept."""
+    needs_rows, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    grad_rows = grad_weight = None
+    with full_precision(ctx.static[0]):
+        cotangent = grad_out.transpose(1, 2).to(ctx.gemm_dtype)  # [t, P, R, out]
+        shape, cotangent = cotangent.shape[1:3], cotangent.flatten(1, 2)
+        if needs_weight:
+            basis = chebyshev_expand(rows, *ctx.static).to(ctx.gemm_dtype).flatten(1, 2)
+            grad_weight = torch.bmm(basis.transpose(1, 2), cotangent).to(weight.dtype)
+        if needs_rows:
+            pulled = torch.bmm(cotangent, weight.to(ctx.gemm_dtype).transpose(1, 2)).unflatten(1, shape)
+            grad_rows = chebyshev_expand_vjp(rows, pulled.to(rows.dtype), *ctx.static)
+    return grad_rows, grad_weight, grad_out[:, 0].sum(1) if needs_bias else None
+
+
+def _plain(
+    rows: Tensor, weight: Tensor, bias: Tensor, order: str, dim: int, degree: int, input_map: str, dtype: torch.dtype
+) -> Tensor:
+    """`_ChebyshevLinear` by operations that torch knows how to transform."""
+    basis = chebyshev_expand(rows, order, dim, degree, input_map).to(dtype)
+    product = torch.bmm(basis.flatten(1, 2), weight.to(dtype)).to(rows.dtype)
+    value, *others = product.unflatten(1, basis.shape[1:3]).unbind(2)
+    return torch.stack([value + bias.unsqueeze(1), *others], dim=1)
+
+
 def chebyshev_linear(jet: Jet, weight: Tensor, bias: Tensor, degree: int, input_map: str) -> Tensor:
     """Rows of sum_n T_n(s(v)) W_n + b: `[t, R, P, C]` to `[t, R, P, out]`.
 
-    `weight` `[t, degree * C, out]`, degree-major; `bias` `[t, out]`. Once differentiable. The expansion is computed in
-    the precision of the rows; the GEMM of value-only jets follows autocast, that of derivatives the rows.
+    `weight` `[t, degree * C, out]`, degree-major; `bias` `[t, out]`. Differentiable as often as torch asks.
+    The expansion is computed in the precision of the rows; the GEMM of value-only jets follows autocast, that of
+    derivatives the rows.
     """
     rows = jet.rows
     gemm_dtype = rows.dtype
     if jet.order == "value" and torch.is_autocast_enabled(rows.device.type):
         gemm_dtype = torch.get_autocast_dtype(rows.device.type)
     with torch.autocast(rows.device.type, enabled=False):
-        return _ChebyshevLinear.apply(rows, weight, bias, jet.order, jet.dim, degree, input_map, gemm_dtype)
+        layer = _plain if transformed() else _ChebyshevLinear.apply
+        return layer(rows, weight, bias, jet.order, jet.dim, degree, input_map, gemm_dtype)

@@ -33,7 +33,8 @@ Table = tuple[list[str] | None, np.ndarray]  # names of the columns, where the f
 def read_table(path: Path, axes: Sequence[str], channels: int, components: Sequence[str] = ()) -> Tensor:
     """float64 [M, D + C]: a column per axis, then one per function, whatever their order in the file.
 
-    components: the functions' names, where the equation gives them some. UserError for a file that is no such table, or could be another one.
+    components: the functions' names, where the equation gives them some.
+    UserError for a file that is no such table, or could be another one.
     """
     where = f"problem.measurements.path: {path}"
     wanted, functions = len(axes) + channels, (tuple(components),) if components else FUNCTIONS

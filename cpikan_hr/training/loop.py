@@ -298,7 +298,7 @@ def run_steps(
 
     @torch.no_grad()
     def evaluate(points: torch.Tensor, order: str) -> Jet:
-        return updater.model(points.to(accelerator.device), order, active_levels(recipe, updater.steps))
+        return updater.model(points.to(accelerator.device), order, active_levels(recipe, updater.steps), "unchecked")
 
     def total(tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.to(accelerator.device)
@@ -339,7 +339,7 @@ def run_steps(
                 number += 1
                 coming = reader.submit(read, number, region) if number < last else None
                 with updater.micro_batch():
-                    jet = updater.model(data["points"], problem.order, active_levels(recipe, step))
+                    jet = updater.model(data["points"], problem.order, active_levels(recipe, step), "unchecked")
                     losses, errors = problem.loss(jet, data)
                     if problem.box is not None:
                         seen.append((jet._replace(rows=jet.rows.detach()), data))

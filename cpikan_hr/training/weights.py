@@ -12,6 +12,7 @@ from cpikan_hr import strict_json
 from cpikan_hr.errors import UserError
 from cpikan_hr.fields import Box, Field
 from cpikan_hr.owned import MARK
+from cpikan_hr.problems.constrained import Constrained
 from cpikan_hr.recipe import Recipe, dump_recipe, parse_recipe
 from cpikan_hr.training import codec
 from cpikan_hr.training.tensors import map_tensors, save_tensors
@@ -20,7 +21,7 @@ ABOUT = ("shape", "channels", "unit", "pixel_pitch_um", "params", "train_seconds
 
 
 class Trained(NamedTuple):
-    """A field as it was exported, and what describes it."""
+    """A field as it was exported, and what describes it. What `field(points)` gives is u, in `about`'s unit."""
 
     field: Field
     recipe: Recipe
@@ -70,6 +71,8 @@ def _field_of(state: dict[str, torch.Tensor], recipe: Recipe, about: dict) -> Fi
 def load_field(run: str | Path, device: torch.device | str = "cpu", mapped: bool = False) -> Trained:
     """The field of a run folder or a safetensors file. Raises UserError where there is no whole field.
 
+    Of an equation with hard conditions the field's call gives u = lift + factor * (sum of its levels), also in jets; it
+    raises UserError where the equation is gone or has changed. Channels after those of u are unknown coefficients.
     `mapped`: for reading alone. On a CPU its tensors then lie in the file, unless that is packed, and what is written
     to them may be lost (see `mapped.py`).
     """
@@ -118,6 +121,9 @@ def build_field(path: Path, state: dict[str, torch.Tensor], recipe: Recipe, abou
         told = str(error).splitlines()[-1].strip()
         raise UserError(f"{path}: its weights do not fit its recipe ({told}); export it again") from None
     about["params"] = field.count_parameters()  # fewer in a packed file than were trained
+    hard = recipe.problem.kind == "pde" and recipe.problem.constraints != "soft"
+    if hard and about.get("constraint", ()) is not None:  # None: it was asked for, but nothing could be hard
+        field.constraint = Constrained(recipe, about, str(path))
     return Trained(field.to(device).eval(), recipe, about)
 
 

@@ -38,7 +38,7 @@ def test_a_field_comes_back_from_its_state(number):
     again = Field.from_state(options, SHAPE, 2, state)
     assert again.state_dict().keys() == state.keys()
     assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
-    points = 40 * torch.rand(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    points = torch.rand(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * torch.tensor(SHAPE)
     with torch.no_grad():
         assert torch.equal(again(points).rows, field(points).rows)
 
