@@ -7,19 +7,19 @@ field's file, RUN/best.safetensors, that checkpoints link to: a resumed run know
 import json
 import os
 import shutil
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
 
 from cpikan_hr.errors import UserError
-from cpikan_hr.jets import Jet
 from cpikan_hr.problems import Problem
 from cpikan_hr.problems.batches import Batches
 from cpikan_hr.processes import Processes
+
+if TYPE_CHECKING:
+    from cpikan_hr.training.handed_out import HandedOut
 
 FILE = "best.safetensors"
 SHARE = 0.02  # of the time of the updates: what looks may take
@@ -73,20 +73,22 @@ class Best:
         return step % self.every == 0 and (self.last is None or self.last.step != step)
 
     @torch.no_grad()
-    def look(self, step: int, evaluate: Callable[[Tensor, str], Jet], write: Callable[[Path, dict], None]) -> Look:
-        """Collective. `write(path, looks)` writes the field's file of the present state, on the main process."""
+    def look(self, step: int, handed: "HandedOut") -> Look:
+        """Collective. Looks at the field that would be handed out now, and keeps it where it is the best."""
         sums = torch.zeros(3, dtype=torch.float64, device=self.processes.device)
-        for data in self._data:
-            data = {name: value.to(self.processes.device) for name, value in data.items()}
-            losses, errors = self.problem.misfit(evaluate(data["points"], self.problem.order), data)
-            sums += torch.stack([losses.double().sum(), errors.double().sum(), sums.new_tensor(len(losses))])
+        with handed.averaged():
+            for data in self._data:
+                data = {name: value.to(self.processes.device) for name, value in data.items()}
+                losses, errors = self.problem.misfit(handed.evaluate(data["points"], self.problem.order), data)
+                known = data.get("known", torch.ones_like(losses))  # pixels without data are no points
+                sums += torch.stack([part.double().sum() for part in (losses, errors, known)])
         self.processes.sum(sums)
         loss, error = (sums[:2] / sums[2]).tolist()
         self.last = Look(step, loss, *self.problem.figure(error))
         self.first = self.first or self.last
         if self.best is None or loss < self.best.loss:
             self.best = self.last
-            write(self.path, {"start": self.first.plain(), "best": self.last.plain()})
+            handed.write(self.path, {"start": self.first.plain(), "best": self.last.plain()})
         return self.last
 
     @property

@@ -8,16 +8,14 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, nullcontext, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
-from cpikan_hr import strict_json
 from cpikan_hr.errors import Interrupted, UserError
 from cpikan_hr.fields import Field, Region
-from cpikan_hr.files import write_text
 from cpikan_hr.jets import Jet, compile_kernels
 from cpikan_hr.mapped import in_files, in_memory
 from cpikan_hr.problems import Problem, build_problem
@@ -32,6 +30,7 @@ from cpikan_hr.training import checkpoints
 from cpikan_hr.training.backend import make_accelerator
 from cpikan_hr.training.best import Best
 from cpikan_hr.training.display import Preview, StartBar, contribution_table, described, missed
+from cpikan_hr.training.handed_out import HandedOut
 from cpikan_hr.training.in_files import goes_into_files
 from cpikan_hr.training.log import Log
 from cpikan_hr.training.requirements import check_backend, idle, whole_weights
@@ -42,7 +41,6 @@ from cpikan_hr.training.stopping import Stop, Stopped
 from cpikan_hr.training.tensors import save_tensors
 from cpikan_hr.training.trackers import Tracker
 from cpikan_hr.training.update import NonFinite, Updater
-from cpikan_hr.training.weights import joined_state, save_again, save_field
 
 
 def train(recipe: Recipe) -> Path:
@@ -100,20 +98,10 @@ def fit(
             field.to(accelerator.device)
     if problem.box is not None and checkpoint is None:
         check_start(field, problem, recipe, processes, whole_weights(accelerator))
-    start = None if checkpoint else field.layout()
-    parameters = field.count_parameters()
-    updater = None  # a start that is the answer is written as it lies in its files: nothing is prepared and copied
+    start, about = None if checkpoint else field.layout(), described_field(field, problem, accelerator, levels)
     second = checkpoint is not None and checkpoints.is_second_order(checkpoint)
-    if not second and (options.steps or checkpoint is not None):
-        filed = goes_into_files(field, recipe, accelerator)
-        if filed:
-            in_files(field)
-        elif checkpoint is None:
-            in_memory(field)  # what the start has left in its files
-        optimizer = build_optimizer(field, options, recipe.field, filed)
-        updater = Updater(accelerator, field, optimizer, lambda step: rate(step, options), options.clip, options.ema)
-    batches = problem.batches(recipe)
-    best = None
+    updater = None if second else make_updater(field, recipe, accelerator, checkpoint)
+    batches, best = problem.batches(recipe), None
     if updater or recipe.solve.method != "none":  # else the start is the answer
         micro = -(-batches.points(0) // (accelerator.num_processes * options.accumulate))
         best = Best(run, problem, batches, processes, options.steps, micro)
@@ -121,45 +109,21 @@ def fit(
         checkpoints.load(updater, checkpoint)
     if checkpoint is not None:
         batches.restore(checkpoints.batches_of(checkpoint))
-    about = {
-        "shape": list(problem.shape), "channels": problem.channels, "unit": problem.unit, "dtype": problem.dtype,
-        "pixel_pitch_um": problem.pixel_pitch_um, "params": parameters, "processes": accelerator.num_processes,
-        "train_seconds": 0.0, "peak_rss_mb": 0.0, "gpu_peak_mb": 0.0, "levels": levels,
-        **problem.about(),
-    }  # fmt: skip
     with processes.together():
         if accelerator.is_main_process:
             begin_run(run, recipe, about, start)
             start = None  # what it holds is not the field's any more where that went into files
-            for line in idle(recipe):
-                log.say(line)
-            if problem.note() and checkpoint is None:
-                log.say(problem.note())
-            if levels and checkpoint is None:
-                tell_start(levels, problem, recipe, stop, log)
+            tell_begin(problem, recipe, checkpoint, levels, stop, log)
     if best and checkpoint is not None:
         best.restore(checkpoint)
-
-    def evaluate(points: torch.Tensor, order: str) -> Jet:
-        return (updater.model if updater and solved is None else solved or field)(points, order)
-
-    def write(path: Path, looks: dict) -> None:
-        # What a solver reached, not the average of the weights before it
-        state = updater.weights() if updater and solved is None else (solved or field).state_dict()
-        with processes.together():
-            if accelerator.is_main_process:
-                told = about | {"checked": looks}
-                save_field(path, joined_state(state, recipe, told), recipe, told)
-
-    def look(step: int) -> None:
-        with updater.averaged() if updater and solved is None else nullcontext():
-            found = best.look(step, evaluate, write)
-        tracker.check(found)
-
+    handed = HandedOut(recipe, about, field, updater, processes)
     steps = updater.steps if updater else checkpoints.step_of(checkpoint) if second else 0
     total = options.steps + recipe.solve.most
-    solved = None
     with closing(Tracker(run, total, steps, accelerator.is_main_process, log)) as tracker:
+
+        def look(step: int) -> None:
+            tracker.check(best.look(step, handed))
+
         tracker.start([] if checkpoint else [described(row, problem) for row in levels])
         if best and best.first is None:
             look(steps)
@@ -167,32 +131,52 @@ def fit(
             run_steps(updater, problem, batches, recipe, run, stop, preview, tracker, best.due, look)
             steps = updater.steps
         if recipe.solve.method != "none" and steps >= options.steps:
-            solved = accelerator.unwrap_model(updater.model) if updater else field
+            handed.solved = accelerator.unwrap_model(updater.model) if updater else field
             resumed = checkpoint if second else None
-            steps = solve(solved, problem, batches, recipe, run, resumed, processes, stop, tracker, preview)
+            steps = solve(handed.solved, problem, batches, recipe, run, resumed, processes, stop, tracker, preview)
         if best:
             look(steps)
-    marching = solved is not None and recipe.solve.march is not None and steps < total  # not all of it is solved yet
+    marching = handed.solved is not None and recipe.solve.march is not None and steps < total  # not all is solved yet
     replaced = best is not None and best.worse and best.trusted and not marching
-    if replaced and updater and solved is None and (options.checkpoint_steps or options.checkpoint_minutes):
+    if replaced and handed.trains and (options.checkpoint_steps or options.checkpoint_minutes):
         checkpoints.save(updater, run, options.keep, batches.state())  # from where the run can still go on
     about |= {"steps": steps, "train_seconds": time.perf_counter() - began, "peak_rss_mb": peak_rss_mb()}
     about["gpu_peak_mb"] = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else 0.0
-    checked = best.outcome(replaced) if best else {}
-    if not replaced:
-        write(run / "field.safetensors", checked)
+    handed.end(run, best, replaced)
     with processes.together():
         if accelerator.is_main_process:
-            about["checked"] = checked
-            if replaced:
-                save_again(best.path, run / "field.safetensors", recipe, about)
-            write_text(run / "about.json", strict_json.dumps(about))
             if best:
                 log.say(best.told(replaced))
                 best.forget()
             points = batches.seen(recipe, steps)
             if points:
                 save_tensors(run / "points.safetensors", points)
+
+
+def described_field(field: Field, problem: Problem, accelerator: Accelerator, levels: list[dict]) -> dict:
+    """What is kept with the field, and what `export` needs where the run does not end."""
+    return {
+        "shape": list(problem.shape), "channels": problem.channels, "unit": problem.unit, "dtype": problem.dtype,
+        "pixel_pitch_um": problem.pixel_pitch_um, "params": field.count_parameters(),
+        "processes": accelerator.num_processes, "train_seconds": 0.0, "peak_rss_mb": 0.0, "gpu_peak_mb": 0.0,
+        "levels": levels, **problem.about(),
+    }  # fmt: skip
+
+
+def make_updater(
+    field: Field, recipe: Recipe, accelerator: Accelerator, checkpoint: Path | None
+) -> Updater | None:
+    """None where no update is asked for: a start that is the answer is written as it lies in its files."""
+    options = recipe.training
+    if not options.steps and checkpoint is None:
+        return None
+    filed = goes_into_files(field, recipe, accelerator)
+    if filed:
+        in_files(field)
+    elif checkpoint is None:
+        in_memory(field)  # what the start has left in its files
+    optimizer = build_optimizer(field, options, recipe.field, filed)
+    return Updater(accelerator, field, optimizer, lambda step: rate(step, options), options.clip, options.ema)
 
 
 def field_of(layout: dict[str, torch.Tensor], problem: Problem, recipe: Recipe) -> Field:
@@ -221,11 +205,22 @@ def _identity_of(recipe: Recipe) -> dict:
     return recipe.model_dump(include={"problem", "field", "start", "target", "batch"})
 
 
-def tell_start(levels: list[dict], problem: Problem, recipe: Recipe, stop: Stop, log: Log) -> None:
-    """Prints what each level contributed, and which target was missed unless the start was stopped."""
-    log.say(contribution_table(levels, problem))
-    for line in [] if stop.signalled or stop.interrupted else missed(levels, problem, recipe.target):
+def tell_begin(
+    problem: Problem, recipe: Recipe, checkpoint: Path | None, levels: list[dict], stop: Stop, log: Log
+) -> None:
+    """Says which options do nothing, what the data say, what each level contributed, and which target was missed unless
+    the start was stopped.
+    """
+    for line in idle(recipe):
         log.say(line)
+    if checkpoint is not None:
+        return
+    if problem.note():
+        log.say(problem.note())
+    if levels:
+        log.say(contribution_table(levels, problem))
+        for line in [] if stop.signalled or stop.interrupted else missed(levels, problem, recipe.target):
+            log.say(line)
 
 
 def levels_of(run: Path) -> list[dict]:
