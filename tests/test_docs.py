@@ -75,3 +75,15 @@ def test_the_equation_of_the_documentation_is_trained_evaluated_and_drawn(tmp_pa
     assert all(error["max"] < 1e-5 for error in table["conditions"].values())
     assert (tmp_path / "klein_gordon.tif").is_file()
     assert (tmp_path / "runs" / "inverse" / "field.safetensors").is_file()
+
+
+def test_every_case_of_the_reliability_page_names_tests_that_are_there():
+    cells = [line.split("|")[-2] for line in (ROOT / "docs" / "reliability.md").read_text().splitlines() if line.startswith("|")]
+    named = [re.findall(r"`([\w/]*\.py)?(?:::(\w+)(\*)?)?`", cell) for cell in cells if "`" in cell]
+    assert len(named) > 40
+    file = ""  # as a reader reads it: that of the test before
+    for names in named:
+        for path, name, more in names:
+            file = path or file
+            text = (ROOT / "tests" / file.removeprefix("tests/")).read_text()
+            assert not name or f"def {name}{'' if more else '('}" in text, (file, name)
