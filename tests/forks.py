@@ -8,6 +8,7 @@ launch such a fork, in the environment that the launcher gave it.
 import atexit
 import gc
 import json
+import math
 import os
 import runpy
 import select
@@ -86,6 +87,7 @@ def serve(address: str) -> None:
     """Forks for every connection, until who has started the server is gone."""
     for name in IMPORTED:
         __import__(name)
+    sys.modules["cpikan_hr.progress"].PAUSE = math.inf  # what a program says does not depend on how busy the machine is
     gc.freeze()  # or every fork's first collection would copy all of this
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for supervisors
     parent = os.getppid()

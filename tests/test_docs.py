@@ -78,7 +78,8 @@ def test_the_equation_of_the_documentation_is_trained_evaluated_and_drawn(tmp_pa
 
 
 def test_every_case_of_the_reliability_page_names_tests_that_are_there():
-    cells = [line.split("|")[-2] for line in (ROOT / "docs" / "reliability.md").read_text().splitlines() if line.startswith("|")]
+    lines = (ROOT / "docs" / "reliability.md").read_text().splitlines()
+    cells = [line.split("|")[-2] for line in lines if line.startswith("|")]
     named = [re.findall(r"`([\w/]*\.py)?(?:::(\w+)(\*)?)?`", cell) for cell in cells if "`" in cell]
     assert len(named) > 40
     file = ""  # as a reader reads it: that of the test before
