@@ -57,12 +57,9 @@ class Progress:
             self.log(line)
         self.told, self._spoken = time.perf_counter(), True
 
-    def close(self, ended: bool = False) -> None:
-        """`ended`: all is done, though it took fewer than were told."""
+    def close(self) -> None:
         if self.bar is None:
             return
-        if ended:
-            self.total = self.bar.total = self.done
         if self._spoken and self.done >= self.total:  # else it was over before anyone had to be told
             self._tell()
         self.bar.close()
