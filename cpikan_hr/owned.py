@@ -1,18 +1,20 @@
 """What this program wrote itself, which it may write again, and what it alone writes to at the moment.
 
 Invariant: nothing else is ever replaced or removed. Files say who wrote them where their format has a place for it
-(TIFF, PNG, HTML, safetensors); a lock is held by a process and ends with it, so a crash leaves none behind.
+(TIFF, PNG, HTML, safetensors), others in an attribute of the file system where that has some; a lock is held by a
+process and ends with it, so a crash leaves none behind.
 """
 
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cpikan_hr.errors import UserError
 
 MARK = "cpikan_hr"
+_ATTRIBUTE = f"user.{MARK}"
 _LOOKED_AT = 2**16  # bytes at either end of a file
 
 
@@ -26,9 +28,22 @@ def refuse_foreign(path: Path) -> None:
         ends = file.read(_LOOKED_AT)
         file.seek(max(0, path.stat().st_size - _LOOKED_AT))
         ends += file.read()
-    if ends and MARK.encode() not in ends:
+    if ends and MARK.encode() not in ends and not _marked(path):
         told = "does not say that this program wrote it" if path.suffix in (".npy", ".bmp") else "was not written here"
         raise UserError(f"{path}: exists and {told}; name another file, or remove that one")
+
+
+def mark(file: int) -> None:
+    """Says of an open file of a format without a place for it who wrote it."""
+    with suppress(OSError):  # not every file system can
+        os.setxattr(file, _ATTRIBUTE, b"")
+
+
+def _marked(path: Path) -> bool:
+    try:
+        return os.getxattr(path, _ATTRIBUTE) is not None
+    except OSError:
+        return False
 
 
 @contextmanager

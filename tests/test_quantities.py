@@ -34,6 +34,7 @@ def run(tmp_path_factory):
 
 
 def rendered(run, tmp_path, name, *words):
+    (tmp_path / "map.npy").unlink(missing_ok=True)
     assert not cli(["render", str(run), "--out", str(tmp_path / "map.npy"), "--quantity", name, *words])
     return np.load(tmp_path / "map.npy")
 

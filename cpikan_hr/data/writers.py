@@ -22,7 +22,7 @@ from cpikan_hr import strict_json
 from cpikan_hr.data import bmp
 from cpikan_hr.errors import UserError
 from cpikan_hr.files import writing
-from cpikan_hr.owned import MARK, refuse_foreign, sole_writer
+from cpikan_hr.owned import MARK, mark, refuse_foreign, sole_writer
 
 TIFF_TILE = 512
 _PNG_LEVEL = 3  # zlib level: noise does not compress better above it, and 65 MP should not take minutes
@@ -116,7 +116,9 @@ class MapWriter:
     def convert(self) -> None:
         """Brings what was written into the final format, by the creator, after every window is written."""
         assert self._create and not self._converted
-        if not self._direct:
+        if self._direct:
+            mark(self._fd)
+        else:
             with writing(self.path):
                 self._write_format(self._whole)
         self._converted = True

@@ -97,7 +97,7 @@ def test_a_region_is_rendered_from_its_tiles_alone(region, large, tmp_path, monk
     touched = resident(large) - before
     assert 0 < touched < 0.3 * large.stat().st_size
     assert np.abs(np.load(tmp_path / "part.npy").astype(int) - expected).max() <= 1
-    render(trained, tmp_path / "whole.npy")
+    render(trained, tmp_path / "again.npy")
     assert resident(large) > 0.9 * large.stat().st_size
 
 

@@ -50,6 +50,7 @@ def evaluated(run, capsys, *words) -> dict:
 
 def rendered(run, suffix="npy", *words) -> np.ndarray:
     out = run / f"map.{suffix}"
+    out.unlink(missing_ok=True)
     assert cli(["render", str(run), "--out", str(out), *words]) == 0
     return tifffile.imread(out) if suffix == "tif" else np.load(out)
 
