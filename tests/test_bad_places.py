@@ -155,7 +155,9 @@ def test_the_field_at_the_end_on_a_full_disk(stack, run, capfd):
     assert limited(train, limit)(words) == 2
     said = capfd.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1
-    assert "field.safetensors: cannot be written" in said and "free some space" in said
+    # The last state, kept beside a better one in its place, or the field itself
+    assert any(f"{name}: cannot be written" in said for name in ("step_00000003", "field.safetensors"))
+    assert "free some space" in said
     assert (run / "field.safetensors").read_bytes() == earlier and not list(run.rglob("*.part"))
     assert train(words) == 0 and len(losses(run)) == 3
 

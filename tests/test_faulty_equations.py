@@ -91,11 +91,11 @@ NOWHERE = {
     "a forcing": ({"RESIDUAL": "u.t - torch.log(x - 0.3)"}, {}, "the residual is nan at x = 0."),
     "a condition": (
         {"CONDITIONS": "initial(lambda x, t: torch.sqrt(x - 0.4))"}, {},
-        "the misfit to the condition 'initial' is nan at x = 0.",
+        "condition 'initial': its value is [nan] at x = 0.",
     ),
     "a hard condition": (
         {"CONDITIONS": "initial(lambda x, t: torch.sqrt(x - 0.4))"}, {"constraints": "values"},
-        "what the hard conditions give there is not finite",
+        "condition 'initial': its value is [nan] at x = 0.",
     ),
     "an answer that is measured": (
         {"SOLUTION": "torch.sqrt(x - 0.4)"}, {"measurements": {"points": 20}, "unknown": {"speed": 1.0}},
@@ -244,7 +244,7 @@ FILES = {  # put in at line 16; the first definition of the same function is giv
     "signature of the answer": ("    def solution(self, y):\n        return y\n", "line 16: solution: missing"),
     "init": ("    def __post_init__(self):\n        self.speed = 2\n", "FrozenInstanceError: cannot assign"),
     "init that raises": ("    def __post_init__(self):\n        1 / 0\n", "ZeroDivisionError: division by zero (line"),
-    "conditions": ("    def conditions(self):\n        return none\n", "name 'none' is not defined (line 17)"),
+    "conditions": ("    def conditions(self):\n        return none\n", "mine.py, line 17: NameError: name 'none' is not defined"),
     "domain": ("    def domain(self):\n        return {}[0]\n", "domain() raised KeyError: 0 (line 17)"),
 }
 

@@ -75,6 +75,7 @@ def said(run, capsys, *words):
 
 
 def rendered(run, tmp_path, *words):
+    (tmp_path / "map.npy").unlink(missing_ok=True)
     assert not cli(["render", str(run), "--out", str(tmp_path / "map.npy"), *words])
     return np.load(tmp_path / "map.npy")
 

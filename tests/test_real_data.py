@@ -32,6 +32,7 @@ def needs(folder):
 
 def field_of(tmp_path, recipe, *options):
     run, out = tmp_path / "run", tmp_path / "map.npy"
+    out.unlink(missing_ok=True)
     assert train(["--config", f"recipes/{recipe}.yaml", "--output", str(run), "--resume", "never", *options]) == 0
     assert cli(["render", str(run), "--out", str(out)]) == 0
     return np.load(out).squeeze().astype(np.float64), load_recipe(run / "recipe.yaml").problem

@@ -11,6 +11,7 @@ import pytest
 from cpikan_hr import strict_json
 from cpikan_hr.report.figures import metrics_of
 from cpikan_hr.report.sections import figures, number, phase_steps, training
+from cpikan_hr.training.log import Log
 from cpikan_hr.training.trackers import Tracker
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +36,7 @@ def test_nothing_else_in_the_package_or_the_benchmarks_writes_json():
 
 
 def test_a_log_with_numbers_that_are_not_finite_is_written_read_and_shown(tmp_path):
-    tracker = Tracker(tmp_path, 2, 0, True)
+    tracker = Tracker(tmp_path, 2, 0, True, Log(tmp_path, True))
     tracker.start([{"level": 0, "network": "x", "tiles": 1, "params": 2, "rmse": 0.0, "psnr_db": math.inf}])
     tracker.log(1, {"loss": math.nan, "rmse": math.inf})
     tracker.close()
@@ -46,7 +47,7 @@ def test_a_log_with_numbers_that_are_not_finite_is_written_read_and_shown(tmp_pa
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line, parse_constant=refuse).get("loss", 0) for line in lines] == [0, None]
     assert metrics_of(tmp_path)[1]["rmse"] is None
-    again = Tracker(tmp_path, 2, 0, True)  # drops the line of the step to come
+    again = Tracker(tmp_path, 2, 0, True, Log(tmp_path, True))  # drops the line of the step to come
     again.close()
     assert len(metrics_of(tmp_path)) == 1
     assert "\u2013" in training([{"level": 0, "network": "x", "tiles": 1, "params": 2, "rmse": None}], "nm")

@@ -33,7 +33,7 @@ class _Seen(NamedTuple):
 
 
 class Mask:
-    """The mask in the file `path`, of frames of `shape`. It is looked at as a whole when it is first read.
+    """The mask in the file `path`, of frames or a picture of `shape`. It is looked at as a whole when it is first read.
 
     UserError: no picture of this size; later, values that are no mask, no pixel valid.
     """
@@ -41,7 +41,10 @@ class Mask:
     def __init__(self, path: Path, shape: tuple[int, int]):
         self._source = source = open_source(path)
         if source.shape[:2] != shape:
-            raise UserError(f"{source.name}: the mask is {source.shape[:2]}, the frames {shape}; give it their size")
+            raise UserError(
+                f"{source.name}: a mask of {source.shape[0]} x {source.shape[1]} px for {shape[0]} x {shape[1]} px; "
+                "give one of their size"
+            )
         with path.open("rb") if path.is_file() else open("/dev/null", "rb") as file:
             self._lossy = file.read(3) == _JPEG
         self._limit: float | None = None

@@ -55,7 +55,7 @@ class Oriented:
         self.orientation = Orientation(tuple(source.shape[:2]), rotate, flip)
         self.shape = (*self.orientation.turned, source.shape[2])
         self.dtype = np.dtype(source.dtype)
-        self.name = source.name
+        self.name, self.nodata, self.range = source.name, source.nodata, source.range
 
     @property
     def stored(self) -> np.dtype:

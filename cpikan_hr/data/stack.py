@@ -166,7 +166,8 @@ class Stack:
 
     def _check_values(self, frame: Source, window: np.ndarray, y0: int, x0: int) -> None:
         if window.dtype.kind == "f":
-            marked = frame.nodata is not None and holds(window, frame.nodata)
+            mark = self._frames[0].nodata  # of a file with all frames the first one says it
+            marked = mark is not None and holds(window, mark)
             if np.isfinite(window.sum()) and not np.any(marked):  # one pass; a NaN or Inf anywhere reaches the sum
                 return
             bad, what = ~np.isfinite(window) | marked, "not a finite number, or marked as no data"

@@ -88,8 +88,10 @@ class PixelBatches(Batches):
         ]
 
     def sample(self, share: int, shares: int) -> dict[str, Tensor]:
-        draws = []
-        for y0, y1, x0, x1 in self._cells():
+        draws, cells = [], self._cells()
+        if max((y1 - y0) * (x1 - x0) for y0, y1, x0, x1 in cells) < shares:
+            share, shares = 0, 1  # too few to share: a mean over copies is the same
+        for y0, y1, x0, x1 in cells:
             iy, ix = (axis.ravel()[share::shares] for axis in np.mgrid[y0:y1, x0:x1])
             draws += [Draw((y0, y1, x0, x1), iy, ix)] if len(iy) else []
         return self._data(draws)

@@ -28,6 +28,7 @@ class Constrained:
         self._recipe, self._about, self._where = recipe.model_copy(update={"problem": options}), about, where
 
     @cached_property
+    @torch.enable_grad()  # an equation's functions are tried by their derivatives
     def problem(self) -> PDE:
         name = self._recipe.problem.equation
         try:

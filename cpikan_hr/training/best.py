@@ -51,7 +51,7 @@ class Best:
         self.path, self.problem, self.processes = run / FILE, problem, processes
         self.trusted = problem.judged
         count = batches.sampled()
-        rounds = -(-count // (processes.ranks * micro))
+        rounds = -(-count // (processes.ranks * max(micro, 1024)))
         shares = rounds * processes.ranks
         self._data = [batches.sample(processes.rank + k * processes.ranks, shares) for k in range(rounds)]
         self.points = count

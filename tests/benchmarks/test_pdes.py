@@ -13,8 +13,8 @@ from cpikan_hr.recipe import parse_recipe
 @pytest.mark.parametrize("name", pdes.ROWS)
 def test_rows_are_recipes(name, tmp_path):
     row = pdes.ROWS[name]
-    few = {"interior": 30, "condition": 5}
-    problem = build_problem(parse_recipe(replace(row, problem=row.problem | {"points": few}).recipe(0, tmp_path), name))
+    few = {"points": row.problem.get("points", {}) | {"interior": 30, "condition": 5}}
+    problem = build_problem(parse_recipe(replace(row, problem=row.problem | few).recipe(0, tmp_path), name))
     assert row.measure == "rel_l2" or row.measure in problem.options.unknown
     assert type(problem.equation).solution is not Equation.solution
 

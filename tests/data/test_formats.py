@@ -434,6 +434,7 @@ def test_an_orientation_tag_is_told_or_followed(tmp_path, caplog, name):
 
     image = Image.fromarray(pixels("uint8", 3))
     for tag in range(1, 9):
+        caplog.clear()
         exif = Image.Exif()
         exif[0x0112] = tag
         path = tmp_path / f"{tag}{name}"

@@ -89,7 +89,7 @@ def test_a_value_or_a_mask_that_the_recipe_names(tmp_path):
     tiffed = tiff(tmp_path / "p.tif", pixels, "9")
     assert (image(tiffed, nodata=7).mask(0, 40, 0, 50) == (pixels != 7)).all()  # what the recipe says counts
     Pillow.fromarray(valid[1:]).save(tmp_path / "m.png")
-    with pytest.raises(UserError, match="a mask of 39 x 50 px, the picture has 40 x 50"):
+    with pytest.raises(UserError, match="a mask of 39 x 50 px for 40 x 50 px"):
         image(tmp_path / "p.png", mask=str(tmp_path / "m.png"))
 
 

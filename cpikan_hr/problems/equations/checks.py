@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cpikan_hr.errors import UserError, explained
+from cpikan_hr.errors import UserError, explained, mistake_in_file
 from cpikan_hr.jets import Jet, row_count
 from cpikan_hr.problems.equations.base import Condition, Equation, FaceResidual, Given, Periodic, coordinates
 from cpikan_hr.problems.equations.columns import FEWER, MANY, checked, columns
@@ -85,8 +85,11 @@ def _try(condition: Given, equation: Equation, name: str) -> None:
     at = lambda count: coordinates(points[:count], equation.axes)  # noqa: E731
     told = f"{where}: its value({axes})"
     found = checked(lambda count: asked(told, lambda: condition.value(**at(count))), part.stop - part.start, told)
-    if not bool(found.isfinite().all()):
-        raise UserError(f"{where}: its value is not finite; correct the equation")
+    wrong = ~found.isfinite().all(dim=1)
+    if bool(wrong.any()):
+        k = int(wrong.nonzero()[0])
+        there = ", ".join(f"{axis} = {float(points[k, i]):.4g}" for i, axis in enumerate(equation.axes))
+        raise UserError(f"{where}: its value is {found[k].tolist()} at {there}; correct the equation")
 
 
 def _check_overlaps(conditions: list[Given], equation: Equation, name: str) -> None:
@@ -188,9 +191,8 @@ def asked(where: str, function: Callable[[], Any]) -> Any:
     except UserError:
         raise
     except Exception as error:  # an equation is a user's file
-        if isinstance(error, AttributeError) and str(error).startswith("u."):
-            raise UserError(f"{where} asks for {error}") from None
-        raise UserError(f"{where} raised {explained(error)}; correct the equation") from None
+        told = mistake_in_file(error) or f"{where} raised {explained(error)}; correct the equation"
+        raise UserError(told) from None
 
 
 def _named(name: str, function: Callable[[], Any]) -> Any:
