@@ -76,7 +76,7 @@ def evaluate(
     squared = max(total[1] / count - (2 * offset * total[0] / count - offset**2), 0.0)
     if about["unit"] == "nm":
         tell_doubts(reference.name, total / count, recipe)
-    full = full_range(about) or max(high - low, 1e-30)
+    full = full_range(about) or max(float(high - low), 1e-30)
     return {
         "rmse": math.sqrt(squared),
         "psnr": 10 * math.log10(full**2 / max(squared, 1e-30)),

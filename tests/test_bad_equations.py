@@ -116,7 +116,7 @@ EQUATIONS = {
     "another axis": ({"RESIDUAL": "u.y"}, "AttributeError: u.y: there is u.value"),
     "no residual": ({"RESIDUAL": "None"}, "residual gives NoneType"),
     "residual that broadcasts": ({"RESIDUAL": "u.t - x[:, 0]"}, "give a tensor [n, K]"),
-    "residual that raises": ({"RESIDUAL": "u.t / (1 // 0)"}, "residual raised ZeroDivisionError"),
+    "residual that raises": ({"RESIDUAL": "u.t / (1 // 0)"}, "line 13: ZeroDivisionError"),
     "no condition": ({"CONDITIONS": "[]"}, "no condition on any face"),
     "nested conditions": ({"CONDITIONS": "[initial(lambda x, t: x)]"}, "unpack lists"),
     "condition twice": ({"CONDITIONS": "[*initial(lambda x, t: x), *initial(lambda x, t: x)]"}, "is there twice"),

@@ -91,11 +91,11 @@ NOWHERE = {
     "a forcing": ({"RESIDUAL": "u.t - torch.log(x - 0.3)"}, {}, "the residual is nan at x = 0."),
     "a condition": (
         {"CONDITIONS": "initial(lambda x, t: torch.sqrt(x - 0.4))"}, {},
-        "condition 'initial': its value is [nan] at x = 0.",
+        "condition 'initial': its value is not finite at x = 0.",
     ),
     "a hard condition": (
         {"CONDITIONS": "initial(lambda x, t: torch.sqrt(x - 0.4))"}, {"constraints": "values"},
-        "condition 'initial': its value is [nan] at x = 0.",
+        "condition 'initial': its value is not finite at x = 0.",
     ),
     "an answer that is measured": (
         {"SOLUTION": "torch.sqrt(x - 0.4)"}, {"measurements": {"points": 20}, "unknown": {"speed": 1.0}},
@@ -175,13 +175,13 @@ def strict(text: str):
 
 
 def test_an_equation_that_is_nan_on_the_lattice_is_null_and_a_dash(solved, capfd):
-    """The equation's file may have changed since: log(x) has no value at x = 0, nor has its residual."""
-    words(solved, RESIDUAL="u.t + torch.sqrt(x - 0.5)", CONDITIONS="initial(lambda x, t: torch.sqrt(x - 0.4))")
+    """The equation's file may have changed since: its residual has no value on half of the box."""
+    words(solved, RESIDUAL="u.t + torch.sqrt(x - 0.5)")
     run = solved / "run"
     capfd.readouterr()
     assert cli(["evaluate", str(run)]) == 0
     table = strict(capfd.readouterr().out)
-    assert table["residual"] is None and table["conditions"]["initial"] == {"rms": None, "max": None}
+    assert table["residual"] is None and math.isfinite(table["conditions"]["initial"]["rms"])
     assert math.isfinite(table["rel_l2"])
     assert cli(["report", str(run)]) == 0
     page = (run / "report.html").read_text()

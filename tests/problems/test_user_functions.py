@@ -103,7 +103,7 @@ REFUSED = {
     "one without u": ({"RESIDUAL": "[u.x - 1, x]"}, "residual: equation 2 of 2 does not depend on u"),
     "detached": ({"RESIDUAL": "u.x.detach() - 1"}, "residual has no derivative by u; leave out detach"),
     "one detached": ({"RESIDUAL": "[u.x.round(), u.x]"}, "residual: equation 1 of 2 has no derivative by u"),
-    "array of u": ({"RESIDUAL": "np.sin(u.x)"}, "residual raised RuntimeError: Can't call numpy()"),
+    "array of u": ({"RESIDUAL": "np.sin(u.x)"}, "RuntimeError: Can't call numpy()"),
     "not finite": ({"VALUE": "torch.log(t - 0.5)"}, "its value is not finite"),
 }
 
@@ -113,7 +113,7 @@ def test_what_is_not_is_refused_in_one_line(case, tmp_path):
     change, message = REFUSED[case]
     with pytest.raises(UserError) as told:
         problem_of(tmp_path, change)
-    assert message in str(told.value) and "line.py: " in str(told.value) and "\n" not in str(told.value)
+    assert message in str(told.value) and "line.py" in str(told.value) and "\n" not in str(told.value)
 
 
 def test_a_residual_may_depend_on_u_in_a_small_part_of_the_box(tmp_path):

@@ -89,7 +89,7 @@ def _try(condition: Given, equation: Equation, name: str) -> None:
     if bool(wrong.any()):
         k = int(wrong.nonzero()[0])
         there = ", ".join(f"{axis} = {float(points[k, i]):.4g}" for i, axis in enumerate(equation.axes))
-        raise UserError(f"{where}: its value is {found[k].tolist()} at {there}; correct the equation")
+        raise UserError(f"{where}: its value is not finite at {there}: {found[k].tolist()}; correct the equation")
 
 
 def _check_overlaps(conditions: list[Given], equation: Equation, name: str) -> None:
