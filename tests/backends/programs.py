@@ -44,7 +44,7 @@ def wide_toy(folder: Path, *words: str) -> dict:
 
 def refused(folder: Path) -> list[dict]:
     burgers = yaml.safe_load((ROOT / "recipes" / "burgers.yaml").read_text())
-    trees = {"burgers": burgers, "grown": pictures.grown(folder / "grown"), "mixed": pictures.mixed(folder)}
+    trees = {"burgers": burgers, "grown": pictures.grown(folder / "pictures"), "mixed": pictures.mixed(folder)}
     return [
         train(folder, f"refused_{number}", trees[name], *words)
         for number, (name, *words) in enumerate(REFUSED.values())

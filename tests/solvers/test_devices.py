@@ -11,6 +11,7 @@ from pretended import DEVICE, DeviceMix, Pretended, pretending
 from cpikan_hr.data.camera import Imperfections
 from cpikan_hr.data.stack import open_stack
 from cpikan_hr.data.synth import synth
+from cpikan_hr.problems.calibration import calibrate
 from cpikan_hr.problems.decode import StackDecoder
 from cpikan_hr.problems.noise import Noise
 from cpikan_hr.processes import ALONE
@@ -86,10 +87,11 @@ def test_a_device_solves_what_the_cpu_solves(device, name, noisy, monkeypatch):
 def test_a_device_decodes_what_the_cpu_decodes(device, tmp_path):
     flaws = Imperfections(saturated=0.02, gain=0.5)
     stack = open_stack(synth(tmp_path / "stack", size=(120, 150), noise=8.0, seed=1, flaws=flaws))
+    shared = calibrate(stack)  # on the CPU whatever the device
     for noise, repair in ((None, False), (Noise(8.0, 0.5), True)):
-        expected = StackDecoder(stack, noise=noise, repair=repair).decode(0, 120, 0, 150)
+        expected = StackDecoder(stack, shared, noise, repair).decode(0, 120, 0, 150)
         with pretending() if device == DEVICE else nullcontext():
-            found = StackDecoder(stack, noise=noise, repair=repair, device=device).decode(0, 120, 0, 150)
+            found = StackDecoder(stack, shared, noise, repair, device=device).decode(0, 120, 0, 150)
         assert np.array_equal(np.isfinite(found.height_nm), np.isfinite(expected.height_nm))
         for name in ("height_nm", "sigma_nm", "quality", "background", "modulation"):
             pair = getattr(found, name), getattr(expected, name)
