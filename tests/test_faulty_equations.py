@@ -244,7 +244,7 @@ FILES = {  # put in at line 16; the first definition of the same function is giv
     "signature of the answer": ("    def solution(self, y):\n        return y\n", "line 16: solution: missing"),
     "init": ("    def __post_init__(self):\n        self.speed = 2\n", "FrozenInstanceError: cannot assign"),
     "init that raises": ("    def __post_init__(self):\n        1 / 0\n", "ZeroDivisionError: division by zero (line"),
-    "conditions": ("    def conditions(self):\n        return none\n", "line 17: NameError: name 'none' is not defined"),
+    "conditions": ("    def conditions(self):\n        return none\n", "17: NameError: name 'none' is not defined"),
     "domain": ("    def domain(self):\n        return {}[0]\n", "domain() raised KeyError: 0 (line 17)"),
 }
 
