@@ -55,12 +55,11 @@ class Oriented:
         self.orientation = Orientation(tuple(source.shape[:2]), rotate, flip)
         self.shape = (*self.orientation.turned, source.shape[2])
         self.dtype = np.dtype(source.dtype)
-        self.name, self.nodata, self.range = source.name, source.nodata, source.range
+        self.name = source.name
 
-    @property
-    def stored(self) -> np.dtype:
-        """The dtype in the file."""
-        return self.source.stored
+    def __getattr__(self, name: str):
+        """What the file says of its values: `stored`, `nodata`, `range`."""
+        return getattr(self.source, name)
 
     def read(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         stored = self.source.read(*self.orientation.stored_window(y0, y1, x0, x1))

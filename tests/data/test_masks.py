@@ -78,7 +78,7 @@ def test_a_mask_of_all_pixels_is_said(tmp_path, caplog):
         (np.full(SHAPE, np.nan), "no pixel is valid"),
         (np.where(VALID, -1.0, 1.0), r"pixel \(0, 0\) is -1"),
         (np.where(VALID, np.inf, 1.0), r"pixel \(0, 0\) is inf"),
-        (np.ones((5, 5), np.uint8), "give it their size"),
+        (np.ones((5, 5), np.uint8), "give one of their size"),
     ],
 )
 def test_what_cannot_be_a_mask_is_refused(pixels, message, tmp_path):
