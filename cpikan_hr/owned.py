@@ -13,8 +13,8 @@ from pathlib import Path
 
 from cpikan_hr.errors import UserError
 
-MARK = "cpikan_hr"
-_ATTRIBUTE = f"user.{MARK}"
+MARK = "written by cpikan_hr"  # a mention of the name alone is no mark
+_ATTRIBUTE = "user.cpikan_hr"
 _LOOKED_AT = 2**16  # bytes at either end of a file
 
 

@@ -126,7 +126,7 @@ PIXELS = {  # found only where the pixels are read
 def test_decode_of_a_bad_stack(case, stack, tmp_path, capfd):
     damage, message = (STACKS | PIXELS)[case]
     bad = damaged_copy(stack, tmp_path / "stack", damage)
-    (tmp_path / "earlier.tif").write_text("earlier, by cpikan_hr")
+    (tmp_path / "earlier.tif").write_text("earlier, written by cpikan_hr")
     for name in ("new.tif", "earlier.tif"):
         words = ["decode", str(bad), "--out", str(tmp_path / name), "--quality", str(tmp_path / "quality.npy")]
         assert message in refused(cli, words, tmp_path, capfd)

@@ -80,7 +80,7 @@ def test_synth_keeps_the_stack_it_could_not_replace(tmp_path, capfd):
 @pytest.mark.parametrize("name", ["map.tif", "map.npy"])
 @pytest.mark.parametrize("file_bytes", [5000, 30_000])
 def test_decode_on_a_full_disk(name, file_bytes, stack, tmp_path, capfd):
-    (tmp_path / "quality.tif").write_text("earlier, by cpikan_hr")
+    (tmp_path / "quality.tif").write_text("earlier, written by cpikan_hr")
     words = ["decode", str(stack), "--out", str(tmp_path / name), "--quality", str(tmp_path / "quality.tif")]
     assert "free some space" in refused(limited(cli, file_bytes), words, tmp_path, capfd)
 
@@ -164,7 +164,7 @@ def test_the_field_at_the_end_on_a_full_disk(stack, run, capfd):
 
 @pytest.mark.parametrize("file_bytes", [2000, 10_000, 40_000])  # less than the head, the decoded map, the page
 def test_report_on_a_full_disk(file_bytes, run, tmp_path, capfd):
-    (tmp_path / "report.html").write_text("earlier, by cpikan_hr")
+    (tmp_path / "report.html").write_text("earlier, written by cpikan_hr")
     words = ["report", str(run), "--out", str(tmp_path / "report.html")]
     assert "free some space" in refused(limited(cli, file_bytes), words, tmp_path, capfd)
 

@@ -46,7 +46,7 @@ def run(stack, tmp_path_factory):
 def test_a_file_of_somebody_else_is_not_replaced(name, stack, run, tmp_path, capfd):
     main, words = bad_input.command(name, stack, run, tmp_path / "out")
     path = Path(words[-1])
-    path.write_text("a year of work")
+    path.write_text("a year of work with cpikan_hr")
     line = refused(main, words, tmp_path, capfd)
     assert f"{path}: exists and was not written here; name another file, or remove that one" in line
 
@@ -64,6 +64,11 @@ def test_a_map_of_this_program_is_replaced(suffix, run, tmp_path):
 def test_what_a_command_wrote_it_writes_again(name, stack, run, tmp_path):
     main, words = bad_input.command(name, stack, run, tmp_path / "out")
     assert main(words) == 0 and main(words) == 0
+
+
+def test_a_packed_field_is_written_again(run, tmp_path):
+    words = ["export", str(run), "--bits", "12", "--out", str(tmp_path / "packed.safetensors")]
+    assert cli(words) == 0 and cli(words) == 0
 
 
 def test_a_npy_says_who_wrote_it_where_the_file_system_can(tmp_path):

@@ -52,7 +52,7 @@ def save_packed(path: Path, trained: Trained, bits: int, step: float | None) -> 
         tensors, metadata = codec.pack(state, parameters, sparse, bits, step, description)
     except ValueError as error:
         raise UserError(f"{path}: cannot be written ({error}); train again") from None
-    save_tensors(path, tensors, metadata)
+    save_tensors(path, tensors, {"software": MARK} | metadata)
 
 
 def joined_state(state: dict[str, torch.Tensor], recipe: Recipe, about: dict) -> dict[str, torch.Tensor]:

@@ -128,7 +128,7 @@ def test_nothing_remains_of_a_map_that_was_not_finished(tmp_path, suffix, error)
 
 
 def test_a_failed_conversion_leaves_the_older_file(tmp_path, monkeypatch):
-    (tmp_path / "map.tif").write_bytes(b"older, by cpikan_hr")
+    (tmp_path / "map.tif").write_bytes(b"older, written by cpikan_hr")
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
@@ -136,7 +136,7 @@ def test_a_failed_conversion_leaves_the_older_file(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="No space left"), MapWriter(tmp_path / "map.tif", (4, 5), np.uint8) as writer:
         monkeypatch.setattr(tifffile.TiffWriter, "write", full)
         writer.finish()
-    assert (tmp_path / "map.tif").read_bytes() == b"older, by cpikan_hr" and os.listdir(tmp_path) == ["map.tif"]
+    assert (tmp_path / "map.tif").read_bytes() == b"older, written by cpikan_hr" and os.listdir(tmp_path) == ["map.tif"]
 
 
 @pytest.mark.parametrize(
